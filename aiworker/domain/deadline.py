@@ -1,0 +1,25 @@
+"""A moment on this process's monotonic clock by which an answer is wanted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Deadline:
+    """`at` is in seconds of `time.monotonic()`; deadlines order by urgency."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        return cls(time.monotonic() + seconds)
+
+    def remaining(self) -> float:
+        """Seconds left, never below zero."""
+        return max(0.0, self.at - time.monotonic())
+
+    def within(self, seconds: float) -> Deadline:
+        """The earlier of this deadline and `seconds` from now."""
+        return min(self, Deadline.after(seconds))

@@ -1,0 +1,228 @@
+"""Every way in which a job or a request can go wrong.
+
+    WorkerError
+    ├── InputRejected            the request or its media is at fault; trying again cannot help
+    │   ├── UnknownJobType, MediaUrlInvalid, MediaAddressForbidden, MediaTooLarge,
+    │   └── MediaTypeUnsupported, MediaNotFound, ImageUnreadable, ImageKillsChild
+    ├── MediaUnavailable         the other side hung or failed; may work later
+    ├── ProviderError            an LLM call failed
+    │   ├── ProviderUnavailable, ProviderTimeout, ProviderRateLimited    may work later
+    │   ├── ProviderRefused, ProviderMisconfigured                       will not
+    │   ├── AnswerInvalid, AnswerTruncated                               another try may do better
+    │   └── NoProvider                                                   nobody could be asked in time
+    ├── InferenceUnavailable     no child can take the image now
+    ├── DeadlineExceeded         the attempt used up its time
+    ├── QueueError
+    │   ├── DatabaseUnavailable
+    │   └── JobNotFound, JobAlreadyFinished, TooManyActiveJobs, IdempotencyConflict
+    ├── NotAuthenticated, NotAllowed
+    └── ConfigurationError
+        └── WeightsUnavailable
+
+`code` is stable and goes to clients; the sentence a person reads comes from `messages.sentence(code)`.
+`note` and `details` are for operators: they hold sizes, hosts and provider statuses, never content, keys or names.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+Detail = str | int | float | bool | None
+
+
+class WorkerError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        note: one English sentence for the log, without content, keys or names.
+        retry_after: seconds after which the other side asked us to come back.
+        details: small facts for the client (`limit_bytes=...`), safe to show.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, note: str = "", *, retry_after: float | None = None, **details: Detail) -> None:
+        super().__init__(f"{self.code}: {note}" if note else self.code)
+        self.note = note
+        self.retry_after = retry_after
+        self.details = details
+
+
+class InputRejected(WorkerError):
+    code = "invalid_input"
+
+
+class UnknownJobType(InputRejected):
+    code = "unknown_job_type"
+
+
+class MediaUrlInvalid(InputRejected):
+    code = "media_url_invalid"
+
+
+class MediaAddressForbidden(InputRejected):
+    code = "media_address_forbidden"
+
+
+class MediaTooLarge(InputRejected):
+    code = "media_too_large"
+
+
+class MediaTypeUnsupported(InputRejected):
+    code = "media_type_unsupported"
+
+
+class MediaNotFound(InputRejected):
+    code = "media_not_found"
+
+
+class ImageUnreadable(InputRejected):
+    code = "image_unreadable"
+
+
+class ImageKillsChild(InputRejected):
+    code = "image_kills_child"
+
+
+class MediaUnavailable(WorkerError):
+    code = "media_unavailable"
+    retryable = True
+
+
+class ProviderError(WorkerError):
+    """`provider` is "ollama" or "gemini"."""
+
+    code = "provider_error"
+    retryable = True
+
+    def __init__(
+        self,
+        note: str = "",
+        *,
+        provider: str = "",
+        retry_after: float | None = None,
+        **details: Detail,
+    ) -> None:
+        super().__init__(note, retry_after=retry_after, **details)
+        self.provider = provider
+
+
+class ProviderUnavailable(ProviderError):
+    code = "provider_unavailable"
+
+
+class ProviderTimeout(ProviderError):
+    code = "provider_timeout"
+
+
+class ProviderRateLimited(ProviderError):
+    """`per_day` is true where the quota only comes back the next day."""
+
+    code = "provider_rate_limited"
+
+    def __init__(
+        self,
+        note: str = "",
+        *,
+        provider: str = "",
+        retry_after: float | None = None,
+        per_day: bool = False,
+        **details: Detail,
+    ) -> None:
+        super().__init__(note, provider=provider, retry_after=retry_after, **details)
+        self.per_day = per_day
+
+
+class ProviderRefused(ProviderError):
+    """The provider will not answer this prompt (safety, policy)."""
+
+    code = "provider_refused"
+    retryable = False
+
+
+class ProviderMisconfigured(ProviderError):
+    """Bad key, model not pulled, text-only model given an image, rejected option."""
+
+    code = "provider_misconfigured"
+    retryable = False
+
+
+class AnswerInvalid(ProviderError):
+    """The model answered, but not with what was asked for, after the one repair try."""
+
+    code = "answer_invalid"
+
+
+class AnswerTruncated(AnswerInvalid):
+    code = "answer_truncated"
+
+
+class NoProvider(ProviderError):
+    """`reasons` maps each provider to the code that kept it from answering."""
+
+    code = "no_provider"
+
+    def __init__(
+        self,
+        note: str = "",
+        *,
+        reasons: dict[str, str] | None = None,
+        retry_after: float | None = None,
+        **details: Detail,
+    ) -> None:
+        super().__init__(note, provider="", retry_after=retry_after, **details)
+        self.reasons = reasons or {}
+
+
+class InferenceUnavailable(WorkerError):
+    code = "inference_unavailable"
+    retryable = True
+
+
+class DeadlineExceeded(WorkerError):
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class QueueError(WorkerError):
+    code = "queue_error"
+
+
+class DatabaseUnavailable(QueueError):
+    code = "database_unavailable"
+    retryable = True
+
+
+class JobNotFound(QueueError):
+    code = "job_not_found"
+
+
+class JobAlreadyFinished(QueueError):
+    code = "job_already_finished"
+
+
+class TooManyActiveJobs(QueueError):
+    code = "too_many_active_jobs"
+
+
+class IdempotencyConflict(QueueError):
+    code = "idempotency_conflict"
+
+
+class NotAuthenticated(WorkerError):
+    code = "not_authenticated"
+
+
+class NotAllowed(WorkerError):
+    code = "not_allowed"
+
+
+class ConfigurationError(WorkerError):
+    """`note` says which variable or file to change, and how."""
+
+    code = "configuration_error"
+
+
+class WeightsUnavailable(ConfigurationError):
+    code = "weights_unavailable"

@@ -1,0 +1,82 @@
+"""How an attempt may end, and the one decision that says how it did."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from aiworker.domain.errors import DeadlineExceeded, WorkerError
+from aiworker.domain.job import JsonObject
+from aiworker.domain.messages import sentence
+from aiworker.domain.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """`cache_ttl_s` None keeps the result out of the cache (chat, degraded results)."""
+
+    result: JsonObject
+    cache_ttl_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Back to pending, due in `delay_s`; the attempt stays counted."""
+
+    delay_s: float
+    error: str
+    error_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error: str
+    error_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Its user asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The worker is shutting down: back to pending at once, the attempt is not counted."""
+
+
+Outcome = Completed | Retry | Failed | Cancelled | Interrupted
+
+
+def outcome_of_error(
+    error: BaseException, *, attempt: int, max_attempts: int, policy: RetryPolicy, random: float
+) -> Retry | Failed:
+    """Retry what may work later while attempts are left; fail the rest at once.
+
+    An exception that is not ours is a bug in an analysis. It is retried like a transient error, since the next
+    release may be the fix, and stored under `internal_error` without its text, which might hold content.
+    """
+    known = error if isinstance(error, WorkerError) else _as_worker_error(error)
+    retryable = known.retryable or known.code == WorkerError.code
+    text = sentence(known.code)
+    if retryable and attempt < max_attempts:
+        delay = policy.delay(attempt, random, known.retry_after)
+        return Retry(delay_s=delay, error=text, error_code=known.code)
+    return Failed(error=text, error_code=known.code)
+
+
+def _as_worker_error(error: BaseException) -> WorkerError:
+    if isinstance(error, asyncio.TimeoutError | TimeoutError):
+        return DeadlineExceeded()
+    return WorkerError(type(error).__name__)
+
+
+def label(outcome: Outcome) -> str:
+    """A metric label: completed, retry, failed, cancelled or interrupted."""
+    return type(outcome).__name__.lower()
+
+
+def degraded(result: JsonObject) -> bool:
+    """True for a result that was answered by rule because no model could be asked."""
+    flag: Any = result.get("degraded", False)
+    return bool(flag)

@@ -1,0 +1,116 @@
+"""Environment to frozen values, read once and checked. Secrets are masked in every repr.
+
+Times are in the unit their name ends with. Unknown variables are ignored; a bad value stops the start with a sentence
+that names the variable.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from aiworker.domain.errors import ConfigurationError
+
+
+def _default_worker_id() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+class Settings(BaseSettings):
+    """Every variable that aiworker reads, upper-case in the environment."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL 15 or newer; unset, `up` and `demo` start their own"
+    )
+    database_timeout_s: float = Field(10.0, gt=0, le=120, description="limit of every database call")
+
+    host: str = Field("127.0.0.1", description="address the gateway listens on; beyond loopback it needs a secret")
+    port: int = Field(8080, ge=0, le=65535, description="the gateway's port; 0 takes a free one")
+    worker_host: str = Field("127.0.0.1", description="address the worker's health endpoint listens on")
+    worker_port: int = Field(3001, ge=0, le=65535, description="the worker's health port; 0 takes a free one")
+    max_body_mb: float = Field(16.0, gt=0, le=64, description="largest request body")
+    supabase_jwt_secret: SecretStr | None = Field(None, description="HS256 secret of the Supabase project")
+    supabase_service_role_key: SecretStr | None = Field(None, description="the key that may name any user")
+
+    worker_id: str = Field(default_factory=_default_worker_id, description="name of this worker in rows and logs")
+    worker_concurrency: int = Field(5, ge=1, le=256, description="jobs run at the same time")
+    worker_poll_interval_ms: int = Field(1000, ge=10, le=60_000, description="fallback when notifications are lost")
+    worker_max_retries: int = Field(3, ge=1, le=20, description="attempts before a job has failed")
+    worker_stuck_job_timeout_ms: int = Field(300_000, ge=1000, description="longest that one attempt may run")
+    worker_lease_ms: int = Field(6000, ge=1000, le=600_000, description="a silent worker's jobs are free after this")
+    worker_drain_timeout_ms: int = Field(
+        20_000, ge=0, description="on SIGTERM, how long running jobs may go on before they are put back"
+    )
+    max_active_jobs_per_user: int = Field(10, ge=1, description="the next one gets 429")
+
+    yolo_model: str = Field("yolov8n", description="a path, or a name that `aiworker models list` shows")
+    models_dir: Path = Field(Path("models"), description="where weights are kept")
+    yolo_confidence: float = Field(0.35, gt=0, lt=1, description="boxes below this are dropped")
+    inference_processes: int = Field(1, ge=1, le=64, description="children that hold the model")
+    inference_threads: int = Field(0, ge=0, le=128, description="threads a child may use; 0 shares the cores out")
+    inference_max_batch: int = Field(8, ge=1, le=64, description="images that go through the model together")
+    inference_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    memory_budget_mb: int = Field(
+        0, ge=0, description="memory for worker and children; 0 means what the machine allows"
+    )
+
+    ollama_url: str | None = Field(None, description="for example http://ollama:11434; unset, Ollama is not asked")
+    ollama_model: str = Field("llama3.2:3b", description="text model")
+    ollama_vision_model: str | None = Field(None, description="vision model; unset, photos do not go to Ollama")
+    ollama_num_ctx: int = Field(4096, ge=512, description="constant, since a change reloads the model")
+    ollama_slots: int = Field(1, ge=1, le=64, description="calls to Ollama at the same time (OLLAMA_NUM_PARALLEL)")
+    gemini_api_key: SecretStr | None = Field(None, description="unset, Gemini is not asked")
+    gemini_model: str = Field("gemini-2.5-flash", description="model for text and vision")
+    gemini_url: str = Field("https://generativelanguage.googleapis.com", description="base address of the Gemini API")
+    gemini_slots: int = Field(8, ge=1, le=256, description="calls to Gemini at the same time")
+
+    media_allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="hosts (host or host:port, comma-separated) that may have a private address"
+    )
+    media_max_mb: float = Field(12.0, gt=0, le=64, description="largest picture, in bytes")
+    media_max_megapixels: float = Field(50.0, gt=0, le=500, description="largest picture, in pixels")
+    media_timeout_s: float = Field(10.0, gt=0, le=120, description="limit of one download")
+
+    enable_cache: bool = Field(True, description="share results of identical requests")
+    cache_ttl_hours: float = Field(24.0, gt=0, description="how long a result may be shared")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @field_validator("media_allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return frozenset(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("ollama_url", "gemini_url")
+    @classmethod
+    def _plain_http(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/") if value else value
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
+        return value.upper()
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings from the environment, `overrides` first. Raises ConfigurationError naming each bad variable."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"set these variables right: {problems}") from None
