@@ -40,7 +40,7 @@ class WorkerError(Exception):
     """
 
     code: ClassVar[str] = "internal_error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(self, note: str = "", *, retry_after: float | None = None, **details: Detail) -> None:
         super().__init__(f"{self.code}: {note}" if note else self.code)
@@ -159,7 +159,7 @@ class AnswerTruncated(AnswerInvalid):
 
 
 class NoProvider(ProviderError):
-    """`reasons` maps each provider to the code that kept it from answering."""
+    """`reasons` maps each provider to the code that kept it from answering; "not_configured" is permanent."""
 
     code = "no_provider"
 
@@ -173,6 +173,7 @@ class NoProvider(ProviderError):
     ) -> None:
         super().__init__(note, provider="", retry_after=retry_after, **details)
         self.reasons = reasons or {}
+        self.retryable = any(reason != "not_configured" for reason in self.reasons.values())
 
 
 class InferenceUnavailable(WorkerError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +65,7 @@ def outcome_of_error(
 
 
 def _as_worker_error(error: BaseException) -> WorkerError:
-    if isinstance(error, asyncio.TimeoutError | TimeoutError):
+    if isinstance(error, TimeoutError):
         return DeadlineExceeded()
     return WorkerError(type(error).__name__)
 

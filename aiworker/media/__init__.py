@@ -1,0 +1,1 @@
+"""Fetching pictures safely: addresses, sizes, types and pixels are checked before anybody decodes."""

@@ -1,0 +1,142 @@
+"""What every analysis is made of: its contract, the tools it may use, and the stages it reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+from aiworker.domain.completion import Completion
+from aiworker.domain.deadline import Deadline
+from aiworker.domain.errors import NoProvider, ProviderError
+from aiworker.domain.messages import sentence
+from aiworker.domain.ports import Detector, ImageSource, TextModel
+
+Stage = Literal["fetch", "detect", "generate", "save"]
+STAGES: tuple[Stage, ...] = ("fetch", "detect", "generate", "save")
+
+
+class JobInput(BaseModel):
+    """Fields are snake_case here and camelCase on the wire; fields that we do not know are ignored."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="ignore", str_strip_whitespace=True
+    )
+
+
+class ProviderNote(BaseModel):
+    """Who answered, and what it took. Times in milliseconds."""
+
+    name: str
+    model: str
+    wait_ms: float
+    answer_ms: float
+    prompt_tokens: int
+    answer_tokens: int
+    cost_usd: float
+
+    @classmethod
+    def of(cls, completion: Completion) -> ProviderNote:
+        return cls(
+            name=completion.provider,
+            model=completion.model,
+            wait_ms=completion.wait_ms + completion.load_ms,
+            answer_ms=completion.prompt_ms + completion.answer_ms,
+            prompt_tokens=completion.prompt_tokens,
+            answer_tokens=completion.answer_tokens,
+            cost_usd=completion.cost_usd,
+        )
+
+
+class AnalysisResult(BaseModel):
+    """The part that all results share; the rest has the shape that the old function's callers read.
+
+    `degraded` is true when a part was answered by rule; `degraded_code` is stable, `degraded_reason` is for people, and
+    `providers_skipped` says for each provider that did not answer why not.
+    """
+
+    success: bool = True
+    degraded: bool = False
+    degraded_code: str | None = None
+    degraded_reason: str | None = None
+    provider: ProviderNote | None = None
+    providers_skipped: dict[str, str] = {}
+    stages_ms: dict[str, float] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """All that an analysis may reach."""
+
+    images: ImageSource
+    detector: Detector
+    model: TextModel
+
+
+@dataclass(slots=True)
+class StageClock:
+    """Times the stages of one attempt and tells `report` (percent, stage) as each begins."""
+
+    report: Callable[[int, str], None]
+    elapsed_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: Stage) -> Iterator[None]:
+        self.report(100 * STAGES.index(stage) // len(STAGES), stage)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = 1000 * (time.perf_counter() - started)
+            self.elapsed_ms[stage] = self.elapsed_ms.get(stage, 0.0) + spent
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What one run of an analysis is given besides its input."""
+
+    job_id: UUID
+    tools: Tools
+    deadline: Deadline
+    stage: StageClock
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """One job type, called `name`. `version` is part of the cache key: raise it when prompt, rules or result change.
+
+    `slo_s` sets the deadline, `estimate_s` is what clients are told; only `cacheable` results are ever shared.
+    """
+
+    name: str
+    version: str
+    input_model: type[JobInput]
+    run: Callable[[Any, Attempt], Awaitable[AnalysisResult]]
+    slo_s: float
+    estimate_s: int
+    cacheable: bool
+
+
+def provenance(answer: Completion | None, error: ProviderError | None = None) -> dict[str, Any]:
+    """The shared fields of a result that `answer` gave, or that had to do without a model because of `error`."""
+    if answer is not None:
+        return {"provider": ProviderNote.of(answer), "providers_skipped": answer.skipped}
+    if error is None:
+        return {}
+    return {
+        "degraded": True,
+        "degraded_code": error.code,
+        "degraded_reason": sentence(error.code),
+        "providers_skipped": error.reasons if isinstance(error, NoProvider) else {error.provider: error.code},
+    }
+
+
+def as_data(text: str, tag: str) -> str:
+    """User text inside `<tag>`, which it cannot close: prompts call what is inside data, never instructions."""
+    return f"<{tag}>\n{text.replace('<', '‹').replace('>', '›')}\n</{tag}>"

@@ -1,0 +1,42 @@
+"""The job types that exist, by name. A new analysis is one module and one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from aiworker.analyses import sofia_image, sofia_text, unified_assistant
+from aiworker.analyses.base import Analysis, JobInput
+from aiworker.domain.errors import InputRejected, UnknownJobType
+
+ANALYSES: dict[str, Analysis] = {
+    analysis.name: analysis for analysis in (sofia_image.ANALYSIS, sofia_text.ANALYSIS, unified_assistant.ANALYSIS)
+}
+
+_OLD_NAMES = {"food_image": "sofia_image"}
+
+
+def find_analysis(job_type: str) -> Analysis:
+    """The analysis of that name, or of that old name. Raises UnknownJobType, which lists them all."""
+    analysis = ANALYSES.get(_OLD_NAMES.get(job_type, job_type))
+    if analysis is None:
+        raise UnknownJobType("no such job type", types=", ".join(sorted(ANALYSES)))
+    return analysis
+
+
+def checked_input(analysis: Analysis, raw: Any) -> JobInput:
+    """`raw` as the analysis's input model. Raises InputRejected, which names each bad field but quotes no value."""
+    try:
+        return analysis.input_model.model_validate(raw)
+    except ValidationError as error:
+        raise InputRejected("input does not fit the type", fields=describe(error, prefix="input")) from None
+
+
+def describe(error: ValidationError, prefix: str = "") -> str:
+    """Each bad field with its problem, without the values, which may be personal."""
+    problems = []
+    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+        path = ".".join(str(part) for part in (prefix, *problem["loc"]) if part != "")
+        problems.append(f"{path}: {problem['msg']}")
+    return "; ".join(problems)

@@ -1,0 +1,194 @@
+"""`aiworker doctor`: looks at everything that the worker needs and says what to do about each."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+import asyncpg
+import psutil
+
+from aiworker.cli.keys import is_loopback
+from aiworker.domain.deadline import Deadline
+from aiworker.domain.errors import WorkerError
+from aiworker.inference.weights import resolve_weights
+from aiworker.llm.gemini import GeminiModel
+from aiworker.llm.ollama import OllamaModel
+from aiworker.queue.migrate import pending
+from aiworker.settings import Settings
+
+_NEEDED_MB = 1500
+_CLOCK_SKEW_S = 2.0
+_PROBE_S = 10.0
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`do` is the next step, empty when there is none."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    do: str = ""
+
+
+Check = Callable[[Settings], Awaitable[list[Finding]]]
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """All findings, in a fixed order. Never raises for what it examines."""
+    checks: list[Check] = [
+        _check_database,
+        _check_weights,
+        _check_engine,
+        _check_gpu,
+        _check_memory,
+        _check_ollama,
+        _check_gemini,
+        _check_secrets,
+    ]
+    found = await asyncio.gather(*(check(settings) for check in checks))
+    return [finding for findings in found for finding in findings]
+
+
+async def _check_database(settings: Settings) -> list[Finding]:
+    if settings.database_url is None:
+        do = "set DATABASE_URL, or use `aiworker up`, which starts a PostgreSQL of its own"
+        return [Finding("database", Verdict.WARN, "DATABASE_URL is not set", do)]
+    url = settings.database_url.get_secret_value()
+    try:
+        connection = await asyncpg.connect(url, timeout=_PROBE_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError, ValueError) as error:
+        do = "check DATABASE_URL, that the server runs, and that this machine may reach it"
+        return [Finding("database", Verdict.FAIL, f"no connection ({type(error).__name__})", do)]
+    try:
+        version = connection.get_server_version()
+        skew = await _clock_skew(connection)
+        missing = await pending(url)
+    finally:
+        await connection.close()
+    return [_version(version.major), _migrations(missing), _clock(skew)]
+
+
+def _version(major: int) -> Finding:
+    if major < 15:
+        return Finding("database", Verdict.FAIL, f"PostgreSQL {major}", "use PostgreSQL 15 or newer")
+    return Finding("database", Verdict.OK, f"PostgreSQL {major}")
+
+
+def _migrations(missing: list[str]) -> Finding:
+    if missing:
+        return Finding("migrations", Verdict.FAIL, f"{len(missing)} not applied", "run `aiworker migrate`")
+    return Finding("migrations", Verdict.OK, "all applied")
+
+
+async def _clock_skew(connection: asyncpg.Connection) -> float:
+    before = datetime.now(UTC)
+    theirs: datetime = await connection.fetchval("SELECT clock_timestamp()", timeout=_PROBE_S)
+    after = datetime.now(UTC)
+    return (theirs - (before + (after - before) / 2)).total_seconds()
+
+
+def _clock(skew_s: float) -> Finding:
+    found = f"{skew_s:+.2f} s against the database"
+    if abs(skew_s) > _CLOCK_SKEW_S:
+        return Finding("clock", Verdict.WARN, found, "run an NTP client (tokens expire by this machine's clock)")
+    return Finding("clock", Verdict.OK, found)
+
+
+async def _check_weights(settings: Settings) -> list[Finding]:
+    try:
+        path = await asyncio.to_thread(resolve_weights, settings.yolo_model, settings.models_dir)
+    except WorkerError as error:
+        return [Finding("weights", Verdict.FAIL, settings.yolo_model, error.note)]
+    return [Finding("weights", Verdict.OK, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")]
+
+
+async def _check_engine(_settings: Settings) -> list[Finding]:
+    missing = [name for name in ("torch", "ultralytics") if importlib.util.find_spec(name) is None]
+    if missing:
+        return [Finding("engine", Verdict.FAIL, f"no {' and no '.join(missing)}", "run `make setup`")]
+    return [Finding("engine", Verdict.OK, "torch and ultralytics are installed")]
+
+
+async def _check_gpu(settings: Settings) -> list[Finding]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        wanted = settings.inference_device.startswith("cuda")
+        do = "install the NVIDIA driver, or set INFERENCE_DEVICE=auto" if wanted else ""
+        return [Finding("gpu", Verdict.FAIL if wanted else Verdict.OK, "none: the CPU is used", do)]
+    query = ("--query-gpu=name,memory.free", "--format=csv,noheader")
+    process = await asyncio.create_subprocess_exec(
+        tool, *query, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    output, _ = await process.communicate()
+    if process.returncode != 0:
+        return [Finding("gpu", Verdict.WARN, "nvidia-smi fails", "reinstall the NVIDIA driver")]
+    return [Finding("gpu", Verdict.OK, "; ".join(output.decode().strip().splitlines()))]
+
+
+async def _check_memory(settings: Settings) -> list[Finding]:
+    free_mb = psutil.virtual_memory().available // 1_000_000
+    needed = _NEEDED_MB * settings.inference_processes
+    found = f"{free_mb} MB free, about {needed} MB needed"
+    if free_mb < needed:
+        return [Finding("memory", Verdict.FAIL, found, "free some, or lower INFERENCE_PROCESSES")]
+    return [Finding("memory", Verdict.OK, found)]
+
+
+async def _check_ollama(settings: Settings) -> list[Finding]:
+    if not settings.ollama_url:
+        return [Finding("ollama", Verdict.OK, "OLLAMA_URL is not set: it is not asked")]
+    model = OllamaModel(
+        settings.ollama_url, settings.ollama_model, settings.ollama_vision_model, settings.ollama_num_ctx
+    )
+    try:
+        seen = await model.probe(Deadline.after(_PROBE_S))
+    except WorkerError as error:
+        do = "start Ollama, or check OLLAMA_URL from this machine"
+        return [Finding("ollama", Verdict.WARN, f"no answer ({error.note})", do)]
+    finally:
+        await model.close()
+    return [Finding("ollama", Verdict.OK, f"version {seen['version']}"), *map(_ollama_model, seen["models"].items())]
+
+
+def _ollama_model(item: tuple[str, dict[str, bool | None]]) -> Finding:
+    name, state = item
+    if not state["present"]:
+        return Finding("ollama", Verdict.WARN, f"{name} is not there", f"run `ollama pull {name}`")
+    vision = {True: "sees images", False: "text only", None: "vision unknown"}[state["vision"]]
+    return Finding("ollama", Verdict.OK, f"{name}: {vision}")
+
+
+async def _check_gemini(settings: Settings) -> list[Finding]:
+    if settings.gemini_api_key is None:
+        return [Finding("gemini", Verdict.OK, "GEMINI_API_KEY is not set: it is not asked")]
+    model = GeminiModel(settings.gemini_api_key, settings.gemini_model, settings.gemini_url)
+    try:
+        await model.probe(Deadline.after(_PROBE_S))
+    except WorkerError as error:
+        do = "check GEMINI_API_KEY and GEMINI_MODEL, and that this machine reaches the API"
+        return [Finding("gemini", Verdict.WARN, f"{error.code}: {error.note}", do)]
+    finally:
+        await model.close()
+    return [Finding("gemini", Verdict.OK, f"the key works, {settings.gemini_model} is there")]
+
+
+async def _check_secrets(settings: Settings) -> list[Finding]:
+    if settings.supabase_jwt_secret or settings.supabase_service_role_key:
+        return [Finding("secrets", Verdict.OK, "the gateway knows its callers")]
+    if is_loopback(settings.host):
+        return [Finding("secrets", Verdict.OK, "none set: made on the fly, for loopback only")]
+    do = "set SUPABASE_JWT_SECRET and SUPABASE_SERVICE_ROLE_KEY, or HOST=127.0.0.1"
+    return [Finding("secrets", Verdict.FAIL, f"none set, but HOST={settings.host}", do)]

@@ -1,0 +1,82 @@
+"""Runs a gateway or a worker as a process: sockets, signals, health, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvloop
+from aiohttp import web
+
+from aiworker.domain.errors import ConfigurationError
+
+_PR_SET_PDEATHSIG = 1
+_HTTP_SHUTDOWN_S = 5.0
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs `main` on uvloop to its end."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def listening_socket(host: str, port: int, variable: str) -> socket.socket:
+    """A socket that listens on (host, port), 0 taking a free port.
+
+    Raises ConfigurationError naming `variable` when the address cannot be had.
+    """
+    try:
+        return socket.create_server((host, port), backlog=1024, family=_family(host))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or set {variable} to another port"
+        ) from None
+
+
+def address_of(listener: socket.socket) -> str:
+    """`http://host:port` of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def die_with_parent() -> None:
+    """SIGTERM for this process when its parent is gone, however it went (Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets; a second one ends the process as usual."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def first(number: signal.Signals) -> None:
+        loop.remove_signal_handler(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, first, number)
+    return stop
+
+
+@asynccontextmanager
+async def serving(app: web.Application, listener: socket.socket) -> AsyncIterator[None]:
+    """Serves `app` on `listener`; at the end lets requests under way finish."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_HTTP_SHUTDOWN_S)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener, backlog=1024).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

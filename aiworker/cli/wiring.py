@@ -1,0 +1,163 @@
+"""The only place that knows both ports and adapters: settings in, running parts out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from aiworker.analyses.base import Tools
+from aiworker.cli.keys import Keys
+from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
+from aiworker.domain.job import QueueDepth
+from aiworker.gateway.app import Gateway, build_gateway
+from aiworker.gateway.auth import Authenticator
+from aiworker.gateway.ops import Health, add_ops
+from aiworker.inference.messages import ChildSpec
+from aiworker.inference.pool import InferencePool, threads_per_child
+from aiworker.inference.weights import resolve_weights
+from aiworker.llm.gemini import GeminiModel
+from aiworker.llm.ollama import OllamaModel
+from aiworker.llm.router import ModelRouter, Provider
+from aiworker.media.fetch import HttpImageSource, MediaLimits
+from aiworker.queue.listen import Listener
+from aiworker.queue.postgres import PostgresQueue
+from aiworker.scheduler.worker import Worker, WorkerLimits
+from aiworker.settings import Settings
+from aiworker.telemetry.metrics import Metrics
+
+_MB = 1_000_000
+
+
+def database_url(settings: Settings) -> str:
+    """Raises ConfigurationError when DATABASE_URL is not set."""
+    if settings.database_url is None:
+        raise ConfigurationError("set DATABASE_URL, or run `aiworker up`, which starts a PostgreSQL of its own")
+    return settings.database_url.get_secret_value()
+
+
+@asynccontextmanager
+async def gateway_app(settings: Settings, keys: Keys) -> AsyncIterator[web.Application]:
+    """The gateway with its health routes."""
+    metrics = Metrics()
+    url = database_url(settings)
+    async with PostgresQueue(url, timeout_s=settings.database_timeout_s, application_name="aiworker gateway") as queue:
+        gateway = Gateway(
+            queue,
+            Authenticator(jwt_secret=keys.jwt_secret, service_key=keys.service_key),
+            max_attempts=settings.worker_max_retries,
+            max_active=settings.max_active_jobs_per_user,
+            enable_cache=settings.enable_cache,
+        )
+        app = build_gateway(gateway, metrics, max_body_bytes=int(settings.max_body_mb * _MB))
+
+        async def probe() -> Health:
+            depth = await depth_or_none(queue)
+            return Health({"database": depth is not None}, {"queue": described(depth)})
+
+        add_ops(app, probe, metrics)
+        yield app
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerParts:
+    """A worker and what its health depends on."""
+
+    worker: Worker
+    queue: PostgresQueue
+    pool: InferencePool
+    router: ModelRouter
+    metrics: Metrics
+
+
+@asynccontextmanager
+async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
+    """Everything of the worker, opened, with its children starting; closed in reverse order at the end."""
+    metrics = Metrics()
+    url = database_url(settings)
+    async with AsyncExitStack() as stack:
+        queue = await stack.enter_async_context(
+            PostgresQueue(url, timeout_s=settings.database_timeout_s, application_name="aiworker worker")
+        )
+        pool = _pool(settings, metrics)
+        await pool.start()
+        stack.push_async_callback(pool.stop)
+        router = ModelRouter(
+            _providers(settings), {"ollama": settings.ollama_slots, "gemini": settings.gemini_slots}, metrics
+        )
+        images = HttpImageSource(_media_limits(settings))
+        stack.push_async_callback(router.close)
+        stack.push_async_callback(images.close)
+        worker = Worker(queue, Listener(url), Tools(images, pool, router), metrics, _limits(settings))
+        yield WorkerParts(worker, queue, pool, router, metrics)
+
+
+async def depth_or_none(queue: PostgresQueue) -> QueueDepth | None:
+    """None when the database does not answer."""
+    try:
+        return await queue.depth()
+    except DatabaseUnavailable:
+        return None
+
+
+def described(depth: QueueDepth | None) -> dict[str, float] | None:
+    """For a person who looks."""
+    if depth is None:
+        return None
+    return {
+        "pending": depth.pending,
+        "processing": depth.processing,
+        "delayed": depth.delayed,
+        "oldestPendingSeconds": round(depth.oldest_pending_s, 3),
+    }
+
+
+def _pool(settings: Settings, metrics: Metrics) -> InferencePool:
+    threads = settings.inference_threads or threads_per_child(settings.inference_processes)
+    spec = ChildSpec(
+        weights=str(resolve_weights(settings.yolo_model, settings.models_dir)),
+        device=settings.inference_device,
+        threads=threads,
+        confidence=settings.yolo_confidence,
+        max_pixels=int(settings.media_max_megapixels * _MB),
+    )
+
+    def on_batch(size: int, seconds: float) -> None:
+        metrics.batch_size.observe(size)
+        metrics.batch_seconds.observe(seconds)
+
+    return InferencePool(spec, settings.inference_processes, settings.inference_max_batch, on_batch=on_batch)
+
+
+def _providers(settings: Settings) -> dict[str, Provider]:
+    providers: dict[str, Provider] = {}
+    if settings.ollama_url:
+        providers["ollama"] = OllamaModel(
+            settings.ollama_url, settings.ollama_model, settings.ollama_vision_model, settings.ollama_num_ctx
+        )
+    if settings.gemini_api_key:
+        providers["gemini"] = GeminiModel(settings.gemini_api_key, settings.gemini_model, settings.gemini_url)
+    return providers
+
+
+def _media_limits(settings: Settings) -> MediaLimits:
+    return MediaLimits(
+        max_bytes=int(settings.media_max_mb * _MB),
+        max_pixels=int(settings.media_max_megapixels * _MB),
+        timeout_s=settings.media_timeout_s,
+        allowed_hosts=settings.media_allowed_hosts,
+    )
+
+
+def _limits(settings: Settings) -> WorkerLimits:
+    return WorkerLimits(
+        worker_id=settings.worker_id,
+        slots=settings.worker_concurrency,
+        lease_s=settings.worker_lease_ms / 1000,
+        poll_s=settings.worker_poll_interval_ms / 1000,
+        attempt_timeout_s=settings.worker_stuck_job_timeout_ms / 1000,
+        drain_timeout_s=settings.worker_drain_timeout_ms / 1000,
+        cache_ttl_s=settings.cache_ttl_hours * 3600 if settings.enable_cache else None,
+    )

@@ -1,0 +1,179 @@
+"""The HTTP API: enqueue, status, cancel. It validates, asks the queue, and answers; the row is the hand-over."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+from uuid import UUID
+
+import orjson
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from aiworker.analyses.base import Analysis
+from aiworker.analyses.registry import checked_input, describe, find_analysis
+from aiworker.domain.cache_key import cache_key
+from aiworker.domain.errors import InputRejected, UnknownJobType
+from aiworker.domain.job import JobStatus, JobView, NewJob
+from aiworker.domain.messages import sentence
+from aiworker.domain.ports import JobIntake
+from aiworker.gateway.auth import Authenticator, Principal
+from aiworker.gateway.replies import json_reply, language_of, replies
+from aiworker.gateway.schemas import EnqueueRequest, JobReference, job_reply
+from aiworker.telemetry.metrics import Metrics
+
+_PREFIX = "/functions/v1"
+_UNKNOWN_ESTIMATE_S = 10
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class InvalidJson(InputRejected):
+    code = "invalid_json"
+
+
+class InvalidJobId(InputRejected):
+    code = "invalid_job_id"
+
+
+class Gateway:
+    """Handlers of the API. `max_attempts` and `max_active` are the queue's limits for each job and each user."""
+
+    def __init__(
+        self, intake: JobIntake, auth: Authenticator, *, max_attempts: int, max_active: int, enable_cache: bool
+    ) -> None:
+        self._intake = intake
+        self._auth = auth
+        self._max_attempts = max_attempts
+        self._max_active = max_active
+        self._enable_cache = enable_cache
+
+    async def enqueue(self, request: web.Request) -> web.Response:
+        """202 with the job's id, or 200 with the result when an identical request was answered before."""
+        principal = self._auth.principal(request.headers)
+        body = await _json_object(request)
+        order = _checked(EnqueueRequest, body)
+        analysis = find_analysis(order.type)
+        checked_input(analysis, order.input)
+        user_id = _user_of(principal, order)
+        enqueued = await self._intake.enqueue(
+            NewJob(
+                user_id=user_id,
+                type=analysis.name,
+                input=order.input,
+                slo_s=analysis.slo_s,
+                priority=order.priority,
+                max_attempts=self._max_attempts,
+                cache_key=self._cache_key(analysis, order),
+                idempotency_key=_idempotency_key(request, order),
+                max_active=self._max_active,
+            ),
+            use_cache=order.use_cache,
+        )
+        if enqueued.job_id is None:
+            reply = {"jobId": None, "status": "completed", "result": enqueued.cached_result, "cached": True}
+            return json_reply(reply)
+        return json_reply(
+            {
+                "jobId": str(enqueued.job_id),
+                "status": enqueued.status.value,
+                "estimatedTime": analysis.estimate_s,
+                "pollUrl": f"{_PREFIX}/get-analysis-status?jobId={enqueued.job_id}",
+            },
+            status=202,
+        )
+
+    async def status(self, request: web.Request) -> web.Response:
+        """The job as its owner, or the service, may see it."""
+        principal = self._auth.principal(request.headers)
+        job = await self._intake.status(await _job_id(request), principal.user_id)
+        return json_reply(_view(request, job))
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """A pending job is cancelled at once; a running one within a second (`cancelRequested`)."""
+        principal = self._auth.principal(request.headers)
+        job = await self._intake.cancel(await _job_id(request), principal.user_id)
+        return json_reply(_view(request, job) | {"cancelRequested": job.status is not JobStatus.CANCELLED})
+
+    def _cache_key(self, analysis: Analysis, order: EnqueueRequest) -> str | None:
+        if not (analysis.cacheable and self._enable_cache):
+            return None
+        return cache_key(analysis.name, analysis.version, order.input)
+
+
+def build_gateway(gateway: Gateway, metrics: Metrics, *, max_body_bytes: int) -> web.Application:
+    """The API with and without the Edge Functions' prefix."""
+    app = web.Application(client_max_size=max_body_bytes, middlewares=[replies(metrics)])
+    for prefix in (_PREFIX, ""):
+        app.router.add_post(f"{prefix}/enqueue-analysis", gateway.enqueue)
+        app.router.add_get(f"{prefix}/get-analysis-status", gateway.status)
+        app.router.add_post(f"{prefix}/get-analysis-status", gateway.status)
+        app.router.add_post(f"{prefix}/cancel-analysis", gateway.cancel)
+    return app
+
+
+async def _json_object(request: web.Request) -> dict[str, Any]:
+    raw = await request.read()
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise InvalidJson("not JSON") from None
+    if not isinstance(body, dict):
+        raise InvalidJson("not an object")
+    if b"\\u0000" in raw and _holds_nul(body):
+        raise InputRejected("NUL character", fields="PostgreSQL cannot store the character U+0000: remove it")
+    return body
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\x00" in value
+    if isinstance(value, dict):
+        return any("\x00" in key or _holds_nul(item) for key, item in value.items())
+    return isinstance(value, list) and any(_holds_nul(item) for item in value)
+
+
+def _checked(model: type[Body], raw: Any) -> Body:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise InputRejected("body does not fit", fields=describe(error)) from None
+
+
+def _user_of(principal: Principal, order: EnqueueRequest) -> UUID:
+    if principal.user_id is not None:
+        return principal.user_id
+    if order.user_id is not None:
+        return order.user_id
+    try:
+        return UUID(str(order.input.get("userId")))
+    except ValueError:
+        raise InputRejected("no user", fields="userId: with the service key, name the user by UUID") from None
+
+
+def _idempotency_key(request: web.Request, order: EnqueueRequest) -> str | None:
+    key = request.headers.get("Idempotency-Key") or order.idempotency_key
+    if key is not None and len(key) > 200:
+        raise InputRejected("idempotency key too long", fields="Idempotency-Key: at most 200 characters")
+    return key
+
+
+async def _job_id(request: web.Request) -> UUID:
+    if request.method == "GET":
+        raw: Any = {"jobId": request.query.get("jobId")}
+    else:
+        raw = await _json_object(request)
+    try:
+        return JobReference.model_validate(raw).job_id
+    except ValidationError:
+        raise InvalidJobId("not a UUID") from None
+
+
+def _view(request: web.Request, job: JobView) -> dict[str, Any]:
+    try:
+        estimate = find_analysis(job.type).estimate_s
+    except UnknownJobType:
+        estimate = _UNKNOWN_ESTIMATE_S
+    error = job.error
+    if job.error_code and language_of(request) == "en":
+        error = sentence(job.error_code, "en")
+    return job_reply(job, estimate, error)

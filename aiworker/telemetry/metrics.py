@@ -1,0 +1,63 @@
+"""Every metric of a process, declared in one place, in one registry of its own.
+
+Labels have few values: job types, stages, providers, outcomes and route names, never ids or users.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 60, 120)
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """Times in seconds, sizes in bytes, as Prometheus wants them."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.jobs = Counter("aiworker_jobs", "Attempts that ended, by how", ["type", "outcome"], registry=r)
+        self.errors = Counter("aiworker_errors", "Attempts that ended in an error", ["type", "code"], registry=r)
+        self.job_seconds = Histogram("aiworker_job_seconds", "Claim to outcome", ["type"], buckets=_SECONDS, registry=r)
+        self.pickup_seconds = Histogram(
+            "aiworker_pickup_seconds", "Enqueued (or due) to claimed", ["type"], buckets=_SECONDS, registry=r
+        )
+        self.stage_seconds = Histogram(
+            "aiworker_stage_seconds", "Time in one stage", ["type", "stage"], buckets=_SECONDS, registry=r
+        )
+        self.degraded = Counter("aiworker_degraded_results", "Answered by rule", ["type"], registry=r)
+        self.active_jobs = Gauge("aiworker_active_jobs", "Jobs running in this worker", registry=r)
+        self.leases_lost = Counter("aiworker_leases_lost", "Attempts whose lease was gone", registry=r)
+        self.rescued = Counter("aiworker_jobs_rescued", "Jobs taken from silent workers", registry=r)
+        self.queue_jobs = Gauge("aiworker_queue_jobs", "Unfinished jobs", ["status"], registry=r)
+        self.queue_oldest = Gauge("aiworker_queue_oldest_seconds", "Age of the oldest job that could run", registry=r)
+        self.database_up = Gauge("aiworker_database_up", "1 when the last call worked", registry=r)
+        self.batch_size = Histogram(
+            "aiworker_inference_batch_size", "Images in a batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=r
+        )
+        self.batch_seconds = Histogram(
+            "aiworker_inference_batch_seconds", "Batch sent to answered", buckets=_SECONDS, registry=r
+        )
+        self.children = Gauge("aiworker_inference_children", "Inference processes by state", ["state"], registry=r)
+        self.child_restarts = Gauge("aiworker_inference_child_restarts", "Restarts since start", registry=r)
+        self.child_rss = Gauge("aiworker_inference_child_rss_bytes", "Memory of all children", registry=r)
+        self.llm_calls = Counter(
+            "aiworker_llm_calls", "Answers of language models", ["provider", "outcome"], registry=r
+        )
+        self.llm_seconds = Histogram(
+            "aiworker_llm_seconds", "One answer, waiting included", ["provider"], buckets=_SECONDS, registry=r
+        )
+        self.llm_tokens = Counter("aiworker_llm_tokens", "Tokens", ["provider", "direction"], registry=r)
+        self.llm_cost = Counter("aiworker_llm_cost_usd", "Cost by list price", ["provider"], registry=r)
+        self.http_seconds = Histogram(
+            "aiworker_http_request_seconds", "Requests", ["route", "status"], buckets=_SECONDS, registry=r
+        )
+        self.rss = Gauge("aiworker_process_rss_bytes", "Memory of this process", registry=r)
+
+    def render(self) -> bytes:
+        """OpenMetrics text."""
+        text: bytes = generate_latest(self.registry)  # type: ignore[no-untyped-call]
+        return text

@@ -1,0 +1,63 @@
+"""Environment to settings."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from aiworker.domain.errors import ConfigurationError
+from aiworker.settings import load_settings
+
+
+def test_defaults_need_nothing() -> None:
+    settings = load_settings()
+    assert settings.port == 8080
+    assert settings.worker_concurrency == 5
+    assert settings.database_url is None
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_CONCURRENCY", "7")
+    monkeypatch.setenv("MEDIA_ALLOWED_HOSTS", "minio, Files.Example:9000 ,")
+    monkeypatch.setenv("OLLAMA_URL", "http://ollama:11434/")
+    settings = load_settings()
+    assert settings.worker_concurrency == 7
+    assert settings.media_allowed_hosts == frozenset({"minio", "files.example:9000"})
+    assert settings.ollama_url == "http://ollama:11434"
+
+
+def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_URL", "")
+    monkeypatch.setenv("PORT", "")
+    settings = load_settings()
+    assert settings.ollama_url is None
+    assert settings.port == 8080
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "70000"),
+        ("WORKER_CONCURRENCY", "none"),
+        ("LOG_LEVEL", "LOUD"),
+        ("OLLAMA_URL", "ollama:11434"),
+        ("WORKER_LEASE_MS", "0"),
+    ],
+)
+def test_a_bad_value_is_named_and_not_quoted_where_secret(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=name):
+        load_settings()
+
+
+def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "GEMINI_API_KEY", "SUPABASE_JWT_SECRET", "SUPABASE_SERVICE_ROLE_KEY"):
+        monkeypatch.setenv(name, "s3cret-value")
+    assert "s3cret-value" not in repr(load_settings())
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load_settings().port = 1  # type: ignore[misc]
