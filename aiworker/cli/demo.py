@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from aiworker.analyses.base import STAGES
 from aiworker.cli.client import DEMO_USER, GatewayClient, gateway_client, photo_url
 from aiworker.cli.picture import draw_detections
 from aiworker.cli.stack import STATE_DIR, running_stack
@@ -96,7 +97,8 @@ def show_result(job: dict[str, Any], console: Console) -> None:
     if result.get("message"):
         console.print(f"\n[bold]{result.get('personalityName', '')}[/bold]: {result['message']}", highlight=False)
     console.print(_who_answered(result))
-    stages = "   ".join(f"{stage} {spent:.0f} ms" for stage, spent in result["stages_ms"].items())
+    spent = result["stages_ms"]
+    stages = "   ".join(f"{stage} {spent[stage]:.0f} ms" for stage in STAGES if stage in spent)
     console.print(f"[bold]Time[/bold]  {stages}   in all {job['processingTime']} ms")
 
 

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -37,6 +37,7 @@ class Stack:
 
     gateway_url: str
     worker_url: str
+    database_url: str = field(repr=False)
     keys: Keys
     processes: Mapping[str, asyncio.subprocess.Process]
 
@@ -74,7 +75,7 @@ async def running_stack(settings: Settings, say: Say, *, log_dir: Path | None = 
             processes[name] = await cleanup.enter_async_context(
                 _process(name, listener, environment, log_dir, settings.worker_drain_timeout_ms / 1000)
             )
-        stack = Stack(address_of(gateway_socket), address_of(worker_socket), keys, processes)
+        stack = Stack(address_of(gateway_socket), address_of(worker_socket), database_url, keys, processes)
         await _until_ready(stack, log_dir, say)
         yield stack
 

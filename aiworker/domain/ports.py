@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -58,8 +58,8 @@ class JobSource(Protocol):
 class WakeUps(Protocol):
     """Hints that there may be work or a cancel. Hints may be lost or spurious: the holder polls as well."""
 
-    def listen(self) -> AsyncIterator[str]:
-        """Yields "work" or "cancel" for as long as it is iterated; reconnects by itself."""
+    def listen(self) -> AsyncGenerator[str, None]:
+        """Yields "work" or "cancel" until it is closed; reconnects by itself."""
         ...
 
 

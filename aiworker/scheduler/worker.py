@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from aiworker.analyses.base import Tools
@@ -98,8 +99,9 @@ class Worker:
                 task.cancel()
 
     async def _listen(self) -> None:
-        async for hint in self._wake_ups.listen():
-            if hint == "cancel":
-                self.leases.look_now()
-            else:
-                self._dispatcher.wake.set()
+        async with aclosing(self._wake_ups.listen()) as hints:
+            async for hint in hints:
+                if hint == "cancel":
+                    self.leases.look_now()
+                else:
+                    self._dispatcher.wake.set()

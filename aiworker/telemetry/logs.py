@@ -32,7 +32,7 @@ def get_logger(name: str) -> Logger:
 
 
 def configure_logging(level: str, component: str, stream: TextIO | None = None) -> None:
-    """Routes structlog and the standard library's loggers to `stream` (stderr) as JSON; `component` names the process."""
+    """Routes structlog and the standard library's loggers to `stream` (stderr); `component` names the process."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,

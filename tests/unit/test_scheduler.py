@@ -1,0 +1,305 @@
+"""The scheduler's services over the in-memory queue: claims, outcomes, cancels, lost leases, draining."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from fakes.memory_queue import MemoryQueue
+from fakes.ports import FunctionDetector, FunctionImages, FunctionModel, detections
+
+from aiworker.analyses.base import Tools
+from aiworker.domain.completion import Completion, PromptRequest
+from aiworker.domain.deadline import Deadline
+from aiworker.domain.errors import DatabaseUnavailable, MediaUnavailable
+from aiworker.domain.job import JobStatus, JobView, Lease, NewJob, Renewal
+from aiworker.domain.outcome import Completed, Outcome
+from aiworker.domain.retry import RetryPolicy
+from aiworker.scheduler.worker import Worker, WorkerLimits
+from aiworker.telemetry.metrics import Metrics
+
+USER = UUID("11111111-1111-4111-8111-111111111111")
+LIMITS = WorkerLimits(
+    worker_id="w1", slots=2, lease_s=30, poll_s=30, attempt_timeout_s=30, drain_timeout_s=5, cache_ttl_s=60
+)
+
+
+class WatchedQueue(MemoryQueue):
+    """A queue whose ends can be awaited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = asyncio.Condition()
+        self.claimed_limits: list[int] = []
+
+    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Any) -> Any:
+        self.claimed_limits.append(limit)
+        return await super().claim(worker_id, limit, lease_s, types)
+
+    async def finalise(self, outcomes: Any) -> frozenset[UUID]:
+        written = await super().finalise(outcomes)
+        async with self._ended:
+            self._ended.notify_all()
+        return written
+
+    async def until(self, job_id: UUID, status: JobStatus) -> JobView:
+        async with asyncio.timeout(10), self._ended:
+            while (job := await self.status(job_id, None)).status is not status:
+                await self._ended.wait()
+        return job
+
+
+class GatedModel:
+    """Every call waits for `open`, and says when it began."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.began = asyncio.Semaphore(0)
+        self.cancelled = 0
+
+    async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
+        self.began.release()
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return Completion(text="oi", provider="ollama", model="m", finish="stop")
+
+    async def begun(self, count: int = 1) -> None:
+        async with asyncio.timeout(10):
+            for _ in range(count):
+                await self.began.acquire()
+
+
+def tools(model: Any = None, images: FunctionImages | None = None) -> Tools:
+    return Tools(images or FunctionImages(), FunctionDetector(detections(("banana", 0.9))), model or FunctionModel())
+
+
+@asynccontextmanager
+async def working(
+    queue: MemoryQueue, using: Tools, limits: WorkerLimits = LIMITS, policy: RetryPolicy | None = None
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """A running worker; calls of the yielded function, and the end of the block, stop it and wait."""
+    stop = asyncio.Event()
+    worker = Worker(queue, queue, using, Metrics(), limits, policy)
+    task = asyncio.create_task(worker.run(stop))
+
+    async def stopped() -> None:
+        stop.set()
+        async with asyncio.timeout(15):
+            await task
+
+    try:
+        yield stopped
+    finally:
+        await stopped()
+
+
+def job(text: str = "um ovo", **fields: Any) -> NewJob:
+    return NewJob(**({"user_id": uuid4(), "type": "sofia_text", "input": {"text": text}, "slo_s": 15} | fields))
+
+
+def chat() -> NewJob:
+    return job(type="unified_assistant", input={"message": "oi"})
+
+
+async def put(queue: MemoryQueue, new: NewJob) -> UUID:
+    job_id = (await queue.enqueue(new)).job_id
+    assert job_id is not None
+    return job_id
+
+
+async def test_a_job_is_done_and_its_row_says_how() -> None:
+    queue = WatchedQueue()
+    async with working(queue, tools()):
+        done = await queue.until(await put(queue, job()), JobStatus.COMPLETED)
+    assert done.result is not None
+    assert done.result["degraded"] is True
+    assert set(done.result["stages_ms"]) == {"generate", "save"}
+    assert done.worker_id == "w1"
+    assert done.attempts == 1
+
+
+async def test_never_more_jobs_than_slots() -> None:
+    queue, model = WatchedQueue(), GatedModel()
+    async with working(queue, tools(model)):
+        ids = [await put(queue, chat()) for _ in range(5)]
+        await model.begun(2)
+        depth = await queue.depth()
+        assert (depth.processing, depth.pending) == (2, 3)
+        model.open.set()
+        for job_id in ids:
+            await queue.until(job_id, JobStatus.COMPLETED)
+    assert max(queue.claimed_limits) <= LIMITS.slots
+
+
+async def test_a_transient_error_is_retried_and_then_fails() -> None:
+    queue = WatchedQueue()
+    photo = job(type="sofia_image", input={"imageUrl": "https://example.org/x.jpg"}, max_attempts=2)
+    instantly = RetryPolicy(base_s=0.001, cap_s=0.001)
+    limits = WorkerLimits("w1", 2, 30, 0.02, 30, 5, 60)
+    async with working(queue, tools(images=FunctionImages(MediaUnavailable())), limits, instantly):
+        failed = await queue.until(await put(queue, photo), JobStatus.FAILED)
+    assert failed.attempts == 2
+    assert failed.error_code == "media_unavailable"
+
+
+async def test_bad_input_in_a_row_fails_at_once_and_the_next_job_runs() -> None:
+    queue = WatchedQueue()
+    async with working(queue, tools()):
+        bad = await queue.until(await put(queue, job(input={"nothing": 1})), JobStatus.FAILED)
+        assert (bad.error_code, bad.attempts) == ("invalid_input", 1)
+        await queue.until(await put(queue, job()), JobStatus.COMPLETED)
+
+
+async def test_a_bug_in_an_analysis_becomes_an_outcome() -> None:
+    queue = WatchedQueue()
+    bug = FunctionModel(lambda _: ZeroDivisionError("content"))
+    async with working(queue, tools(bug)):
+        failed = await queue.until(await put(queue, job(max_attempts=1)), JobStatus.FAILED)
+    assert failed.error_code == "internal_error"
+    assert failed.error is not None
+    assert "content" not in failed.error
+
+
+async def test_an_attempt_that_takes_too_long_is_ended() -> None:
+    queue, model = WatchedQueue(), GatedModel()
+    limits = WorkerLimits("w1", 2, 30, 30, 0.05, 5, 60)
+    async with working(queue, tools(model), limits):
+        new = job(type="unified_assistant", input={"message": "oi"}, max_attempts=1)
+        failed = await queue.until(await put(queue, new), JobStatus.FAILED)
+    assert failed.error_code == "deadline_exceeded"
+    assert model.cancelled == 1
+
+
+async def test_a_running_job_is_cancelled_by_its_user_at_once() -> None:
+    queue, model = WatchedQueue(), GatedModel()
+    async with working(queue, tools(model)):
+        job_id = await put(queue, chat())
+        await model.begun()
+        await queue.cancel(job_id, None)
+        await queue.until(job_id, JobStatus.CANCELLED)
+    assert model.cancelled == 1
+
+
+async def test_stopping_lets_jobs_finish() -> None:
+    queue, model = WatchedQueue(), GatedModel()
+    async with working(queue, tools(model)) as stopped:
+        job_id = await put(queue, chat())
+        await model.begun()
+        stopping = asyncio.create_task(stopped())
+        await asyncio.sleep(0)
+        model.open.set()
+        await stopping
+    assert (await queue.status(job_id, None)).status is JobStatus.COMPLETED
+
+
+async def test_stopping_puts_late_jobs_back_without_costing_an_attempt() -> None:
+    queue, model = WatchedQueue(), GatedModel()
+    limits = WorkerLimits("w1", 2, 30, 30, 30, 0.05, 60)
+    async with working(queue, tools(model), limits) as stopped:
+        job_id = await put(queue, chat())
+        await model.begun()
+        await stopped()
+    back = await queue.status(job_id, None)
+    assert (back.status, back.attempts) == (JobStatus.PENDING, 0)
+
+
+class TakenAwayQueue(WatchedQueue):
+    """Says of every lease that it is gone."""
+
+    async def renew(self, leases: Any, lease_s: float) -> Renewal:
+        return Renewal(lost=frozenset(lease.job_id for lease in leases))
+
+
+async def test_a_job_whose_lease_is_lost_is_dropped_unwritten() -> None:
+    queue, model = TakenAwayQueue(), GatedModel()
+    limits = WorkerLimits("w1", 2, 0.06, 30, 30, 5, 60)
+    async with working(queue, tools(model), limits):
+        job_id = await put(queue, chat())
+        await model.begun()
+        async with asyncio.timeout(10):
+            while not model.cancelled:
+                await asyncio.sleep(0)
+    assert (await queue.status(job_id, None)).status is JobStatus.PROCESSING
+
+
+class FlakyQueue(WatchedQueue):
+    """Its database is away for the first calls of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = {"claim": 1, "finalise": 2, "renew": 1, "rescue": 1}
+
+    def _maybe_fail(self, call: str) -> None:
+        if self.failures[call]:
+            self.failures[call] -= 1
+            raise DatabaseUnavailable("gone")
+
+    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Any) -> Any:
+        self._maybe_fail("claim")
+        return await super().claim(worker_id, limit, lease_s, types)
+
+    async def finalise(self, outcomes: list[tuple[Lease, Outcome]]) -> frozenset[UUID]:
+        self._maybe_fail("finalise")
+        return await super().finalise(outcomes)
+
+    async def rescue(self) -> int:
+        self._maybe_fail("rescue")
+        return await super().rescue()
+
+
+async def test_outcomes_wait_for_the_database_and_are_written_once() -> None:
+    queue = FlakyQueue()
+    limits = WorkerLimits("w1", 2, 30, 0.05, 30, 5, 60)
+    async with working(queue, tools(), limits):
+        done = await queue.until(await put(queue, job()), JobStatus.COMPLETED)
+    assert done.attempts == 1
+    assert queue.failures["finalise"] == 0
+
+
+async def test_only_whole_answers_of_cacheable_types_are_shared() -> None:
+    queue = WatchedQueue()
+
+    def answer(request: PromptRequest) -> Any:
+        return "oi" if request.answer is None else request.answer.model_validate({"foods": []})
+
+    async with working(queue, tools(FunctionModel(answer))):
+        await queue.until(await put(queue, job(cache_key="whole")), JobStatus.COMPLETED)
+        await queue.until(
+            await put(queue, job(type="unified_assistant", input={"message": "oi"}, cache_key="chat")),
+            JobStatus.COMPLETED,
+        )
+    async with working(queue, tools()):
+        await queue.until(await put(queue, job("dois ovos", cache_key="degraded")), JobStatus.COMPLETED)
+    assert (await queue.enqueue(job(cache_key="whole"))).job_id is None
+    assert (await queue.enqueue(job(cache_key="chat"))).job_id is not None
+    assert (await queue.enqueue(job("dois ovos", cache_key="degraded"))).job_id is not None
+
+
+async def test_a_late_job_still_gets_a_budget() -> None:
+    budgets: list[float] = []
+
+    class Clocked(FunctionModel):
+        async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
+            budgets.append(deadline.remaining())
+            return await super().complete(request, deadline)
+
+    queue = WatchedQueue()
+    async with working(queue, tools(Clocked(lambda _: "oi"))):
+        late = job(type="unified_assistant", input={"message": "oi"}, slo_s=-100)
+        await queue.until(await put(queue, late), JobStatus.COMPLETED)
+    assert budgets[0] > 5
+
+
+@pytest.mark.parametrize("outcome", [Completed({}, None)])
+async def test_a_stale_attempt_cannot_finish_a_job(outcome: Outcome) -> None:
+    queue = MemoryQueue()
+    job_id = await put(queue, job())
+    await queue.claim("w", 1, 10, ["sofia_text"])
+    assert await queue.finalise([(Lease(job_id, uuid4()), outcome)]) == frozenset()
