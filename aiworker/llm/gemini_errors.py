@@ -1,0 +1,97 @@
+"""Google's error bodies to typed errors. Enum names decide and may be kept; messages may quote input and are not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from aiworker.domain.errors import (
+    ProviderError,
+    ProviderMisconfigured,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderTimeout,
+    ProviderUnavailable,
+)
+
+NAME = "gemini"
+_ENUM = re.compile(r"[A-Z][A-Z_]{1,60}")
+_RETRY_IN = re.compile(r"retry in ([0-9.]+)\s*(ms|s)", re.I)
+_SECONDS = re.compile(r"([0-9]+(?:\.[0-9]+)?)s?")
+
+
+def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderError:
+    """The typed error of an answer that is not 200; the body may be an object, a one-element list, or not JSON."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        value = {}
+    if isinstance(value, list):
+        value = value[0] if value else {}
+    item = value.get("error") if isinstance(value, dict) else None
+    return _typed(status, item if isinstance(item, dict) else {}, _seconds(headers.get("Retry-After")))
+
+
+def error_of_item(item: Any) -> ProviderError:
+    """The typed error of an `error` object inside a stream that began with 200."""
+    error = item if isinstance(item, dict) else {}
+    code = error.get("code")
+    return _typed(code if isinstance(code, int) else 500, error, None)
+
+
+def enum_name(value: Any) -> str:
+    """`value` where it is one of Google's enum names; anything else might be content."""
+    return value if isinstance(value, str) and _ENUM.fullmatch(value) else "UNKNOWN"
+
+
+def _typed(status: int, error: dict[str, Any], retry_after: float | None) -> ProviderError:
+    details = [item for item in error.get("details") or [] if isinstance(item, dict)]
+    message = str(error.get("message", ""))
+    facts: dict[str, Any] = {"provider": NAME, "status": status, "google_status": enum_name(error.get("status"))}
+    retry_after = _retry_delay(details, message) or retry_after
+    if status == 429:
+        return ProviderRateLimited("the quota is used up", retry_after=retry_after, per_day=_per_day(details), **facts)
+    if status in (408, 504):
+        return ProviderTimeout("Google's own deadline ran out", phase="total", **facts)
+    if status >= 500 or status == 499:
+        return ProviderUnavailable("Google failed or is overloaded", retry_after=retry_after, **facts)
+    if any(item.get("reason") == "API_KEY_INVALID" for item in details):
+        return ProviderMisconfigured("the key is not valid: set GEMINI_API_KEY", **facts)
+    if "Unable to process input image" in message:
+        return ProviderRefused("Google cannot read the image", **facts)
+    return ProviderMisconfigured(_HINTS.get(status, "Google refuses the request as it is"), **facts)
+
+
+_HINTS = {
+    401: "the key is not accepted: set GEMINI_API_KEY",
+    403: "the key may not use this model: check GEMINI_API_KEY's project",
+    404: "no such model: set GEMINI_MODEL",
+}
+
+
+def _retry_delay(details: list[dict[str, Any]], message: str) -> float | None:
+    for item in details:
+        if str(item.get("@type", "")).endswith("RetryInfo"):
+            return _seconds(item.get("retryDelay"))
+    said = _RETRY_IN.search(message)
+    if not said:
+        return None
+    number = _seconds(said.group(1))
+    return number / 1000 if number is not None and said.group(2).lower() == "ms" else number
+
+
+def _seconds(text: Any) -> float | None:
+    match = _SECONDS.fullmatch(text) if isinstance(text, str) else None
+    return float(match.group(1)) if match else None
+
+
+def _per_day(details: list[dict[str, Any]]) -> bool:
+    return any(
+        "PerDay" in str(violation.get("quotaId", ""))
+        for item in details
+        for violation in item.get("violations") or []
+        if isinstance(violation, dict)
+    )

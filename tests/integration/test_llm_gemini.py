@@ -1,0 +1,170 @@
+"""GeminiModel against the fake Gemini on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fakes.gemini_server import FakeGemini, error_body, quota_details
+from fakes.llm_server import Reply
+from pydantic import BaseModel, SecretStr
+
+from aiworker.domain.completion import PromptRequest
+from aiworker.domain.deadline import Deadline
+from aiworker.domain.errors import (
+    AnswerTruncated,
+    MediaTypeUnsupported,
+    ProviderError,
+    ProviderMisconfigured,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderTimeout,
+    ProviderUnavailable,
+)
+from aiworker.llm.gemini import GeminiModel
+
+KEY = "AIza-right-key"
+
+
+class Answer(BaseModel):
+    name: str
+    grams: int
+
+
+def ask(**more: Any) -> PromptRequest:
+    return PromptRequest("test", "Você é a Sofia.", "Quanto pesa?", ("gemini",), **more)
+
+
+def soon(seconds: float = 20) -> Deadline:
+    return Deadline.after(seconds)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeGemini]:
+    async with FakeGemini(key=KEY) as running:
+        yield running
+
+
+@pytest.fixture
+async def model(server: FakeGemini) -> AsyncIterator[GeminiModel]:
+    running = GeminiModel(SecretStr(KEY), "gemini-2.5-flash", server.url)
+    yield running
+    await running.close()
+
+
+async def test_text_comes_with_tokens_times_and_cost(model: GeminiModel) -> None:
+    completion = await model.complete(ask(), soon())
+    assert (completion.text, completion.finish, completion.provider) == ("Oi! Tudo bem?", "stop", "gemini")
+    assert (completion.prompt_tokens, completion.answer_tokens) == (12, 2)
+    assert completion.cost_usd == pytest.approx((12 * 0.3 + 2 * 2.5) / 1e6)
+    assert completion.prompt_ms > 0
+
+
+async def test_schema_bound_answer_with_image(server: FakeGemini, model: GeminiModel) -> None:
+    completion = await model.complete(ask(answer=Answer, images=(b"\xff\xd8\xff" * 999,)), soon())
+    assert isinstance(completion.value, Answer)
+    assert server.requests[0]["contents"][0]["parts"][0]["inlineData"]["mimeType"] == "image/jpeg"
+
+
+async def test_what_is_no_image_is_not_sent(server: FakeGemini, model: GeminiModel) -> None:
+    with pytest.raises(MediaTypeUnsupported):
+        await model.complete(ask(images=(b"%PDF",)), soon())
+    assert server.requests == []
+
+
+async def test_wrong_answer_is_repaired_once(server: FakeGemini, model: GeminiModel) -> None:
+    server.script(Reply('{"name": "a"}'), Reply('```json\n{"name": "a", "grams": 3}\n```'))
+    assert (await model.complete(ask(answer=Answer), soon())).value == Answer(name="a", grams=3)
+    assert [turn["role"] for turn in server.requests[1]["contents"]] == ["user", "model", "user"]
+
+
+QUOTA = error_body(429, "RESOURCE_EXHAUSTED", quota_details("RequestsPerDayPerProject", "53s"))
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(status=400, body=error_body(400, "INVALID_ARGUMENT")), ProviderMisconfigured),
+        (Reply(status=403, body=error_body(403, "PERMISSION_DENIED")), ProviderMisconfigured),
+        (Reply(status=429, body=QUOTA), ProviderRateLimited),
+        (Reply(status=429, body=[QUOTA]), ProviderRateLimited),
+        (Reply(status=500, body=error_body(500, "INTERNAL")), ProviderUnavailable),
+        (Reply(status=503, body=error_body(503, "UNAVAILABLE")), ProviderUnavailable),
+        (Reply(status=504, body=error_body(504, "DEADLINE_EXCEEDED")), ProviderTimeout),
+        (Reply(body={"promptFeedback": {"blockReason": "SAFETY"}}), ProviderRefused),
+        (Reply("x", finish="SAFETY"), ProviderRefused),
+        (Reply("a" * 99, garbage_after=1), ProviderUnavailable),
+        (Reply("a" * 99, error_after=1), ProviderUnavailable),
+        (Reply("a" * 99, cut_after=1), ProviderUnavailable),
+    ],
+)
+async def test_failures_are_typed(
+    server: FakeGemini, model: GeminiModel, reply: Reply, error: type[ProviderError]
+) -> None:
+    server.script(reply)
+    with pytest.raises(error) as caught:
+        await model.complete(ask(), soon())
+    assert type(caught.value) is error
+    if isinstance(caught.value, ProviderRateLimited):
+        assert (caught.value.retry_after, caught.value.per_day) == (53, True)
+    assert len(server.requests) == 1
+
+
+async def test_cut_json(server: FakeGemini, model: GeminiModel) -> None:
+    server.script(Reply('{"name": "feijão carioca", "gra', finish="MAX_TOKENS"))
+    with pytest.raises(AnswerTruncated):
+        await model.complete(ask(answer=Answer), soon())
+
+
+async def test_unknown_model(server: FakeGemini) -> None:
+    model = GeminiModel(SecretStr(KEY), "gemini-1/../x", server.url)
+    with pytest.raises(ProviderMisconfigured, match="GEMINI_MODEL"):
+        await model.complete(ask(), soon())
+    await model.close()
+
+
+@pytest.mark.parametrize(("hang", "phase"), [("before", "first_token"), ("after_first", "total")])
+async def test_hang_ends_at_the_deadline(server: FakeGemini, model: GeminiModel, hang: str, phase: str) -> None:
+    server.script(Reply("a" * 99, **{hang: asyncio.Event()}))
+    with pytest.raises(ProviderTimeout) as caught:
+        await model.complete(ask(), soon(0.5))
+    assert caught.value.details["phase"] == phase
+    await server.disconnected()
+
+
+async def test_the_key_is_nowhere_to_be_read(server: FakeGemini, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    wrong = GeminiModel(SecretStr("AIza-wrong-key"), "gemini-2.5-flash", server.url)
+    told = [repr(wrong)]
+    for stopped in (False, True):
+        if stopped:
+            await server.stop()
+        with pytest.raises(ProviderError) as caught:
+            await wrong.complete(ask(), soon())
+        error = caught.value
+        told += [repr(error), repr(vars(error)), repr(error.__cause__)]
+        assert error.__suppress_context__ or error.__context__ is None
+    await wrong.close()
+    assert "AIza" not in "".join(told) + caplog.text
+
+
+async def test_probe_says_what_is_wrong(server: FakeGemini, model: GeminiModel) -> None:
+    good = {"reachable": True, "model": "gemini-2.5-flash", "present": True, "error": None, "note": ""}
+    assert await model.probe(soon()) == good
+    server.key = "another"
+    bad_key = await model.probe(soon())
+    assert (bad_key["reachable"], bad_key["error"]) == (True, "provider_misconfigured")
+    assert "GEMINI_API_KEY" in bad_key["note"]
+    server.key, server.models = KEY, ("gemini-3-flash",)
+    assert "GEMINI_MODEL" in (await model.probe(soon()))["note"]
+    await server.stop()
+    assert not (await model.probe(soon()))["reachable"]
+
+
+async def test_a_key_read_from_a_file_may_end_in_a_newline(server: FakeGemini) -> None:
+    model = GeminiModel(SecretStr(f"{KEY}\n"), "gemini-2.5-flash", server.url)
+    assert (await model.complete(ask(), soon())).text
+    await model.close()

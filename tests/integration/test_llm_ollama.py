@@ -1,0 +1,282 @@
+"""OllamaModel against the fake Ollama on a real socket, which answers as the recordings do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fakes.llm_server import Reply
+from fakes.ollama_server import FakeOllama
+from pydantic import BaseModel, Field
+
+from aiworker.domain.completion import PromptRequest
+from aiworker.domain.deadline import Deadline
+from aiworker.domain.errors import (
+    AnswerInvalid,
+    AnswerTruncated,
+    ProviderError,
+    ProviderMisconfigured,
+    ProviderRateLimited,
+    ProviderTimeout,
+    ProviderUnavailable,
+)
+from aiworker.llm import http
+from aiworker.llm.ollama import OllamaModel
+
+TEXT, VISION = "llama3.2:3b", "qwen2.5vl:3b"
+JPEG = b"\xff\xd8\xff\xe0" + b"photo" * 30_000
+SECRET = "pergunta-sigilosa"
+
+
+class Food(BaseModel):
+    name: str = Field(min_length=2)
+    grams: float = Field(gt=0, le=2000)
+
+
+class Meal(BaseModel):
+    foods: list[Food]
+
+
+GOOD = json.dumps({"foods": [{"name": "arroz", "grams": 100}]})
+
+
+def ask(**more: Any) -> PromptRequest:
+    return PromptRequest("test", "Você é a Sofia.", SECRET, ("ollama",), **more)
+
+
+def soon(seconds: float = 20) -> Deadline:
+    return Deadline.after(seconds)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeOllama]:
+    async with FakeOllama() as running:
+        yield running
+
+
+@pytest.fixture
+async def model(server: FakeOllama) -> AsyncIterator[OllamaModel]:
+    running = OllamaModel(server.url, TEXT, VISION, 4096)
+    yield running
+    await running.close()
+
+
+async def test_text_comes_with_tokens_and_times(server: FakeOllama, model: OllamaModel) -> None:
+    completion = await model.complete(ask(), soon())
+    assert (completion.text, completion.finish) == ("Oi! Tudo bem?", "stop")
+    assert (completion.provider, completion.model, completion.value) == ("ollama", TEXT, None)
+    assert (completion.load_ms, completion.prompt_ms, completion.wait_ms) == (100, 200, pytest.approx(50))
+    assert completion.answer_tokens == completion.answer_ms / 10 > 0
+    sent = server.requests[0]
+    assert (sent["model"], sent["stream"], sent["options"]["num_ctx"]) == (TEXT, True, 4096)
+    assert "think" not in sent
+
+
+async def test_schema_bound_answer_is_a_value(server: FakeOllama, model: OllamaModel) -> None:
+    completion = await model.complete(ask(answer=Meal), soon())
+    assert isinstance(completion.value, Meal)
+    assert completion.value.foods
+    assert server.requests[0]["format"]["properties"]["foods"]["type"] == "array"
+
+
+async def test_image_goes_to_the_vision_model(server: FakeOllama, model: OllamaModel) -> None:
+    completion = await model.complete(ask(images=(JPEG,)), soon())
+    assert completion.model == VISION
+    assert len(server.requests[0]["messages"][-1]["images"]) == 1
+
+
+async def test_thinking_model_is_told_not_to(server: FakeOllama, model: OllamaModel) -> None:
+    server.models[TEXT] = ("completion", "thinking")
+    await model.complete(ask(), soon())
+    assert server.requests[0]["think"] is False
+
+
+async def test_image_for_a_text_only_model_is_refused_before_the_call(server: FakeOllama, model: OllamaModel) -> None:
+    server.models[VISION] = ("completion",)
+    with pytest.raises(ProviderMisconfigured, match="text-only"):
+        await model.complete(ask(images=(JPEG,)), soon())
+    assert server.requests == []
+
+
+async def test_wrong_answer_is_repaired_once(server: FakeOllama, model: OllamaModel) -> None:
+    server.script(Reply('{"foods": [{"name": "arroz", "grams": -1}]}'), Reply(GOOD))
+    completion = await model.complete(ask(answer=Meal), soon())
+    assert isinstance(completion.value, Meal)
+    first, second = server.requests
+    assert [message["role"] for message in second["messages"][-3:]] == ["user", "assistant", "user"]
+    assert '"grams": -1' in second["messages"][-2]["content"]
+    assert "foods.0.grams" in second["messages"][-1]["content"]
+    assert first["options"] == second["options"]
+    assert completion.load_ms == 200
+
+
+async def test_answer_wrong_twice_is_an_error_without_its_text(server: FakeOllama, model: OllamaModel) -> None:
+    server.script(Reply("segredo"), Reply('{"foods": "segredo"}'))
+    with pytest.raises(AnswerInvalid) as caught:
+        await model.complete(ask(answer=Meal), soon())
+    assert type(caught.value) is AnswerInvalid
+    assert "segredo" not in repr(caught.value) + repr(vars(caught.value))
+    assert len(server.requests) == 2
+
+
+async def test_cut_json_is_truncated_and_not_asked_again(server: FakeOllama, model: OllamaModel) -> None:
+    server.script(Reply(GOOD))
+    with pytest.raises(AnswerTruncated):
+        await model.complete(ask(answer=Meal, max_tokens=5), soon())
+    assert len(server.requests) == 1
+
+
+async def test_cut_text_is_an_answer_that_says_so(server: FakeOllama, model: OllamaModel) -> None:
+    server.script(Reply("um dois três quatro cinco"))
+    completion = await model.complete(ask(max_tokens=3), soon())
+    assert (completion.text, completion.finish) == ("um dois três", "length")
+
+
+async def test_complete_json_followed_by_endless_blanks_is_taken(server: FakeOllama, model: OllamaModel) -> None:
+    server.script(Reply(GOOD + "\n" * 9, finish="length"))
+    assert (await model.complete(ask(answer=Meal), soon())).value
+
+
+@pytest.mark.parametrize("text", ["", "<think>hm</think>", "  \n"])
+async def test_empty_answer(server: FakeOllama, model: OllamaModel, text: str) -> None:
+    server.script(Reply(text))
+    with pytest.raises(AnswerInvalid):
+        await model.complete(ask(), soon())
+
+
+async def test_model_that_is_not_there(server: FakeOllama, model: OllamaModel) -> None:
+    del server.models[TEXT]
+    with pytest.raises(ProviderMisconfigured, match="models pull"):
+        await model.complete(ask(), soon())
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(status=400, body={"error": "bad"}), ProviderMisconfigured),
+        (Reply(status=404, body={"error": "model 'x' not found"}), ProviderMisconfigured),
+        (Reply(status=500, body={"error": "invalid format: x"}), ProviderMisconfigured),
+        (Reply(status=500, body={"error": "boom"}), ProviderUnavailable),
+        (Reply(status=503, body={"error": "server busy, please try again."}), ProviderRateLimited),
+        (Reply(error_after=2), ProviderUnavailable),
+        (Reply(error_after=0, error='option "x" must be of type integer'), ProviderMisconfigured),
+        (Reply(garbage_after=1), ProviderUnavailable),
+        (Reply(cut_after=0), ProviderUnavailable),
+        (Reply(cut_after=2), ProviderUnavailable),
+    ],
+)
+async def test_failures_are_typed(
+    server: FakeOllama, model: OllamaModel, reply: Reply, error: type[ProviderError]
+) -> None:
+    server.script(reply)
+    with pytest.raises(error) as caught:
+        await model.complete(ask(), soon())
+    assert type(caught.value) is error
+    assert caught.value.provider == "ollama"
+    assert caught.value.__cause__ is None
+    assert len(server.requests) == 1
+
+
+async def test_redirect_is_not_followed(server: FakeOllama, model: OllamaModel) -> None:
+    async with FakeOllama() as other:
+        server.script(Reply(status=307, body={}, headers={"Location": f"{other.url}/api/chat"}))
+        with pytest.raises(ProviderMisconfigured):
+            await model.complete(ask(), soon())
+        assert other.requests == []
+
+
+async def test_once_tokens_flow_the_whole_deadline_counts(
+    server: FakeOllama, model: OllamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await model.probe(soon())
+    monkeypatch.setattr(http, "FIRST_TOKEN_SHARE", 0.02)
+    go_on = asyncio.Event()
+    server.script(Reply(after_first=go_on))
+    call = asyncio.create_task(model.complete(ask(), soon(40)))
+    await server.hung()
+    asyncio.get_running_loop().call_later(1, go_on.set)
+    assert (await call).text == "Oi! Tudo bem?"
+
+
+async def test_refused_connection(server: FakeOllama, model: OllamaModel) -> None:
+    await server.stop()
+    with pytest.raises(ProviderUnavailable) as caught:
+        await model.complete(ask(), soon())
+    assert caught.value.details["phase"] == "connect"
+    await server.start()
+    assert (await model.complete(ask(), soon())).text
+
+
+@pytest.mark.parametrize(("hang", "phase"), [("before", "first_token"), ("after_first", "total")])
+async def test_hang_ends_at_the_deadline_and_frees_the_slot(
+    server: FakeOllama, model: OllamaModel, hang: str, phase: str
+) -> None:
+    server.script(Reply(**{hang: asyncio.Event()}))
+    with pytest.raises(ProviderTimeout) as caught:
+        await model.complete(ask(), soon(0.5))
+    assert caught.value.details["phase"] == phase
+    await server.disconnected()
+    assert not server.slots.locked()
+
+
+@pytest.mark.parametrize("hang", ["before", "after_first"])
+async def test_cancelling_frees_the_slot(server: FakeOllama, model: OllamaModel, hang: str) -> None:
+    server.script(Reply(**{hang: asyncio.Event()}))
+    call = asyncio.create_task(model.complete(ask(), soon()))
+    await server.hung()
+    assert server.slots.locked()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await server.disconnected()
+    assert not server.slots.locked()
+    assert (await model.complete(ask(), soon())).text == "Oi! Tudo bem?"
+
+
+async def test_capabilities_are_asked_once(server: FakeOllama, model: OllamaModel) -> None:
+    await model.complete(ask(), soon())
+    server.models[TEXT] = ("completion", "thinking")
+    await model.complete(ask(), soon())
+    assert "think" not in server.requests[1]
+
+
+async def test_probe_says_what_is_there(server: FakeOllama, model: OllamaModel) -> None:
+    assert await model.probe(soon()) == {
+        "reachable": True,
+        "version": "0.13.5",
+        "models": {TEXT: {"present": True, "vision": False}, VISION: {"present": True, "vision": True}},
+        "error": None,
+        "note": "",
+    }
+    del server.models[VISION]
+    assert (await model.probe(soon()))["models"][VISION] == {"present": False, "vision": None}
+    await server.stop()
+    assert await model.probe(soon()) == {
+        "reachable": False,
+        "version": None,
+        "models": {},
+        "error": "provider_unavailable",
+        "note": "cannot connect",
+    }
+
+
+async def test_environment_proxy_is_not_followed(model: OllamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    assert (await model.complete(ask(), soon())).text
+
+
+async def test_nothing_of_prompt_or_answer_is_logged(
+    server: FakeOllama, model: OllamaModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.script(Reply("resposta-sigilosa"), Reply("resposta-sigilosa", error_after=1))
+    completion = await model.complete(ask(), soon())
+    with pytest.raises(ProviderUnavailable) as caught:
+        await model.complete(ask(), soon())
+    told = caplog.text + repr(completion) + repr(caught.value) + repr(vars(caught.value))
+    assert "sigilosa" not in told

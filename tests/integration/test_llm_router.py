@@ -1,0 +1,225 @@
+"""ModelRouter over both clients and both fake servers, and over scripted providers where time must stand still."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fakes.gemini_server import FakeGemini, error_body, quota_details
+from fakes.llm_server import Reply
+from fakes.ollama_server import FakeOllama
+from pydantic import BaseModel, SecretStr
+
+from aiworker.domain.completion import PromptRequest
+from aiworker.domain.deadline import Deadline
+from aiworker.domain.errors import (
+    MediaTypeUnsupported,
+    NoProvider,
+    ProviderRateLimited,
+    ProviderRefused,
+)
+from aiworker.llm.gemini import GeminiModel
+from aiworker.llm.ollama import OllamaModel
+from aiworker.llm.router import ModelRouter
+from aiworker.telemetry.metrics import Metrics
+
+JPEG = b"\xff\xd8\xff\xe0" * 100
+
+
+class Answer(BaseModel):
+    name: str
+
+
+def ask(*order: str, **more: Any) -> PromptRequest:
+    return PromptRequest("test", "s", "p", order or ("ollama", "gemini"), **more)
+
+
+def soon(seconds: float = 20) -> Deadline:
+    return Deadline.after(seconds)
+
+
+@pytest.fixture
+async def ollama() -> AsyncIterator[FakeOllama]:
+    async with FakeOllama() as server:
+        yield server
+
+
+@pytest.fixture
+async def gemini() -> AsyncIterator[FakeGemini]:
+    async with FakeGemini(key="k") as server:
+        yield server
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+async def router(ollama: FakeOllama, gemini: FakeGemini, metrics: Metrics) -> AsyncIterator[ModelRouter]:
+    providers = {
+        "ollama": OllamaModel(ollama.url, "llama3.2:3b", None, 4096),
+        "gemini": GeminiModel(SecretStr("k"), "gemini-2.5-flash", gemini.url),
+    }
+    running = ModelRouter(providers, {"ollama": 1, "gemini": 4}, metrics)
+    yield running
+    await running.close()
+
+
+async def test_first_in_order_answers(router: ModelRouter, metrics: Metrics) -> None:
+    completion = await router.complete(ask(), soon())
+    assert (completion.provider, completion.skipped) == ("ollama", {})
+    assert (await router.complete(ask("gemini", "ollama"), soon())).provider == "gemini"
+    assert (
+        metrics.registry.get_sample_value("aiworker_llm_calls_total", {"provider": "ollama", "outcome": "answered"})
+        == 1
+    )
+    assert router.snapshot()["ollama"] == {
+        "state": "up",
+        "resting_s": 0.0,
+        "reason": None,
+        "sees_images": False,
+        "slots": 1,
+        "in_use": 0,
+        "waiting": 0,
+        "answered": 1,
+        "failed": 0,
+    }
+
+
+async def test_image_passes_over_who_cannot_see(router: ModelRouter, ollama: FakeOllama) -> None:
+    completion = await router.complete(ask("other", "ollama", "gemini", images=(JPEG,)), soon())
+    assert completion.provider == "gemini"
+    assert completion.skipped == {"other": "not_configured", "ollama": "no_vision"}
+    assert ollama.requests == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        (Reply(status=500, body={"error": "boom"}), "provider_unavailable"),
+        (Reply(status=400, body={"error": "no"}), "provider_misconfigured"),
+        (Reply(cut_after=1), "provider_unavailable"),
+        (Reply('{"name": "abc', finish="length"), "answer_truncated"),
+    ],
+)
+async def test_failure_falls_through_to_the_next(
+    router: ModelRouter, ollama: FakeOllama, reply: Reply, code: str
+) -> None:
+    ollama.script(reply)
+    completion = await router.complete(ask(answer=Answer), soon())
+    assert (completion.provider, completion.skipped) == ("gemini", {"ollama": code})
+
+
+async def test_hanging_first_provider_leaves_time_for_the_second(router: ModelRouter, ollama: FakeOllama) -> None:
+    ollama.script(Reply(before=asyncio.Event()))
+    completion = await router.complete(ask(), soon(2))
+    assert (completion.provider, completion.skipped) == ("gemini", {"ollama": "provider_timeout"})
+    await ollama.disconnected()
+
+
+async def test_dead_provider_is_left_alone_for_a_while(router: ModelRouter, ollama: FakeOllama) -> None:
+    await ollama.stop()
+    assert (await router.complete(ask(), soon())).skipped == {"ollama": "provider_unavailable"}
+    await ollama.start()
+    assert (await router.complete(ask(), soon())).provider == "gemini"
+    assert ollama.requests == []
+    assert router.snapshot()["ollama"]["state"] == "resting"
+    with pytest.raises(NoProvider) as caught:
+        await router.complete(ask("ollama"), soon())
+    assert caught.value.reasons == {"ollama": "provider_unavailable"}
+    assert 0 < (caught.value.retry_after or 0) <= 5
+
+
+async def test_retry_after_is_honoured(router: ModelRouter, gemini: FakeGemini) -> None:
+    quota = error_body(429, "RESOURCE_EXHAUSTED", quota_details("PerMinute", "53s"))
+    gemini.script(Reply(status=429, body=quota))
+    assert (await router.complete(ask("gemini", "ollama"), soon())).provider == "ollama"
+    assert (await router.complete(ask("gemini", "ollama"), soon())).skipped == {"gemini": "provider_rate_limited"}
+    assert len(gemini.requests) == 1
+    assert 50 < router.snapshot()["gemini"]["resting_s"] <= 53
+
+
+async def test_everybody_failing_is_no_provider_with_reasons(
+    router: ModelRouter, ollama: FakeOllama, gemini: FakeGemini
+) -> None:
+    ollama.script(Reply(status=500, body={"error": "boom"}))
+    gemini.script(Reply("x", finish="SAFETY"))
+    with pytest.raises(NoProvider) as caught:
+        await router.complete(ask("ollama", "gemini", "other"), soon())
+    assert caught.value.reasons == {
+        "ollama": "provider_unavailable",
+        "gemini": "provider_refused",
+        "other": "not_configured",
+    }
+    assert caught.value.retryable
+
+
+async def test_the_only_provider_configured_speaks_for_itself(gemini: FakeGemini) -> None:
+    router = ModelRouter({"gemini": GeminiModel(SecretStr("k"), "gemini-2.5-flash", gemini.url)}, {})
+    gemini.script(Reply("x", finish="SAFETY"))
+    with pytest.raises(ProviderRefused):
+        await router.complete(ask(), soon())
+    quota = error_body(429, "RESOURCE_EXHAUSTED", quota_details("PerMinute", "9s"))
+    gemini.script(Reply(status=429, body=quota))
+    with pytest.raises(ProviderRateLimited):
+        await router.complete(ask(), soon())
+    await router.close()
+
+
+async def test_nobody_configured_or_no_time() -> None:
+    with pytest.raises(NoProvider) as caught:
+        await ModelRouter({}, {}).complete(ask(), soon())
+    assert caught.value.reasons == {"ollama": "not_configured", "gemini": "not_configured"}
+    assert not caught.value.retryable
+
+
+async def test_no_time_left_is_not_spent(router: ModelRouter, ollama: FakeOllama, gemini: FakeGemini) -> None:
+    with pytest.raises(NoProvider) as caught:
+        await router.complete(ask(), soon(0.1))
+    assert set(caught.value.reasons.values()) == {"deadline_exceeded"}
+    assert ollama.requests == gemini.requests == []
+
+
+async def test_bad_input_is_not_tried_elsewhere(router: ModelRouter, gemini: FakeGemini) -> None:
+    with pytest.raises(MediaTypeUnsupported):
+        await router.complete(ask("gemini", "ollama", images=(b"%PDF",)), soon())
+    assert router.snapshot()["gemini"]["in_use"] == 0
+
+
+async def test_slots_bound_what_the_provider_sees(router: ModelRouter, ollama: FakeOllama) -> None:
+    gate = asyncio.Event()
+    ollama.script(Reply(before=gate))
+    calls = [asyncio.create_task(router.complete(ask("ollama"), soon())) for _ in range(4)]
+    await ollama.received(1)
+    assert len(ollama.requests) == 1
+    assert (router.snapshot()["ollama"]["in_use"], router.snapshot()["ollama"]["waiting"]) == (1, 3)
+    gate.set()
+    completions = await asyncio.gather(*calls)
+    assert len(ollama.requests) == 4
+    assert max(completion.wait_ms for completion in completions) > 50
+    assert router.snapshot()["ollama"]["in_use"] == 0
+
+
+async def test_cancelled_call_gives_its_slot_back(router: ModelRouter, ollama: FakeOllama) -> None:
+    ollama.script(Reply(before=asyncio.Event()))
+    call = asyncio.create_task(router.complete(ask("ollama"), soon()))
+    await ollama.received(1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await ollama.disconnected()
+    assert router.snapshot()["ollama"]["in_use"] == 0
+    assert (await router.complete(ask("ollama"), soon())).provider == "ollama"
+
+
+async def test_only_failures_in_a_row_are_a_reason_to_rest(router: ModelRouter, ollama: FakeOllama) -> None:
+    bad = Reply(status=500, body={"error": "boom"})
+    ollama.script(bad, bad, Reply(), bad, bad, bad)
+    answered_by = [(await router.complete(ask(), soon())).provider for _ in range(5)]
+    assert answered_by == ["gemini", "gemini", "ollama", "gemini", "gemini"]
+    assert router.snapshot()["ollama"]["state"] == "up"
+    await router.complete(ask(), soon())
+    assert router.snapshot()["ollama"]["state"] == "resting"

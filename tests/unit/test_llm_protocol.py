@@ -1,0 +1,293 @@
+"""Bodies that we send and lines that we read, without a socket."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fakes.gemini_server import bad_key_details, error_body, quota_details
+from fakes.ollama_server import RECORDINGS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from aiworker.domain.completion import Completion, PromptRequest, Turn
+from aiworker.domain.errors import (
+    AnswerInvalid,
+    MediaTypeUnsupported,
+    ProviderError,
+    ProviderMisconfigured,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderTimeout,
+    ProviderUnavailable,
+)
+from aiworker.llm import gemini, gemini_errors, ollama
+from aiworker.llm.http import MAX_BODY, MAX_LINE, Lines
+
+JPEG = b"\xff\xd8\xff\xe0rest"
+
+
+class Answer(BaseModel):
+    n: int
+
+
+REQUEST = PromptRequest(
+    "test",
+    "sistema",
+    "pergunta",
+    ("ollama",),
+    history=(Turn("user", "a"), Turn("assistant", "b")),
+    images=(JPEG,),
+    seed=7,
+)
+
+
+def recording(name: str) -> dict[str, Any]:
+    return json.loads((RECORDINGS / f"{name}.json").read_text())
+
+
+def ollama_completion(lines: list[dict[str, Any]]) -> Completion:
+    stream = ollama.ChatStream("smollm2:135m")
+    for item in lines:
+        stream.feed(item["line"].encode())
+    return stream.completion()
+
+
+def test_ollama_stream_as_recorded() -> None:
+    completion = ollama_completion(recording("chat_stream")["lines"])
+    assert completion.text.endswith("2019-05-07: 202")
+    assert (completion.finish, completion.prompt_tokens, completion.answer_tokens) == ("length", 15, 30)
+    assert completion.load_ms == pytest.approx(53.129, abs=0.001)
+    parts = completion.load_ms + completion.prompt_ms + completion.answer_ms
+    assert completion.wait_ms == pytest.approx(6758.251 - parts, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "retryable"),
+    [
+        ("chat_bad_format", ProviderMisconfigured, False),
+        ("chat_bad_option", ProviderMisconfigured, False),
+        ("chat_bad_image", ProviderMisconfigured, False),
+        ("chat_missing_model", ProviderMisconfigured, False),
+        ("chat_missing_model_stream", ProviderMisconfigured, False),
+        ("chat_no_model", ProviderMisconfigured, False),
+        ("chat_tools_unsupported", ProviderMisconfigured, False),
+        ("not_found_path", ProviderMisconfigured, False),
+    ],
+)
+def test_ollama_recorded_errors_are_typed(name: str, error: type[ProviderError], retryable: bool) -> None:
+    recorded = recording(name)
+    caught = ollama.error_of(recorded["status"], recorded["lines"][0]["line"].encode(), {})
+    assert type(caught) is error
+    assert (caught.retryable, caught.provider, caught.details["status"]) == (retryable, "ollama", recorded["status"])
+    assert ("models pull" in caught.note) == name.startswith("chat_missing")
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "error"),
+    [
+        (503, "server busy, please try again.  maximum pending requests exceeded", ProviderRateLimited),
+        (503, "", ProviderUnavailable),
+        (500, "llama runner process has terminated: signal: killed", ProviderUnavailable),
+        (500, "model requires more system memory (5.6 GiB) than is available (2.0 GiB)", ProviderUnavailable),
+        (499, "request cancelled", ProviderUnavailable),
+        (502, "", ProviderUnavailable),
+        (401, "unauthorized", ProviderMisconfigured),
+        (301, "", ProviderMisconfigured),
+    ],
+)
+def test_ollama_other_errors(status: int, text: str, error: type[ProviderError]) -> None:
+    caught = ollama.error_of(status, json.dumps({"error": text}).encode(), {})
+    assert type(caught) is error
+    assert not text or text not in str(caught)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("chat_empty_messages_load", AnswerInvalid), ("unload", AnswerInvalid), ("pull_missing", ProviderUnavailable)],
+)
+def test_ollama_lines_that_are_no_answer(name: str, error: type[ProviderError]) -> None:
+    with pytest.raises(error):
+        ollama_completion(recording(name)["lines"])
+
+
+def test_ollama_stream_without_end_or_with_garbage() -> None:
+    stream = ollama.ChatStream("m")
+    stream.feed(b'{"message":{"content":"a"},"done":false}')
+    with pytest.raises(ProviderUnavailable):
+        stream.completion()
+    for garbage in (b"<html>", b"[]", b"\xff\xfe", b"1"):
+        with pytest.raises(ProviderUnavailable):
+            stream.feed(garbage)
+
+
+def test_ollama_body() -> None:
+    body = ollama.chat_body(REQUEST, "m", 4096, "30m", thinks=True)
+    assert body["options"] == {"num_ctx": 4096, "num_predict": 1024, "temperature": 0.2, "seed": 7}
+    assert (body["stream"], body["keep_alive"], body["think"]) == (True, "30m", False)
+    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "user"]
+    assert body["messages"][-1]["images"] == ["/9j/4HJlc3Q="]
+    assert "format" not in body
+    plain = ollama.chat_body(PromptRequest("t", "", "p", (), answer=Answer), "m", 512, "1m", thinks=False)
+    assert "think" not in plain
+    assert "seed" not in plain["options"]
+    assert plain["format"]["required"] == ["n"]
+    assert '"required":["n"]' in plain["messages"][0]["content"]
+
+
+def test_gemini_body() -> None:
+    request = PromptRequest("t", "sistema", "p", (), history=REQUEST.history, images=(JPEG,), answer=Answer, seed=3)
+    body = gemini.generate_body(request, "gemini-2.5-flash")
+    assert [turn["role"] for turn in body["contents"]] == ["user", "model", "user"]
+    assert body["contents"][-1]["parts"] == [
+        {"inlineData": {"mimeType": "image/jpeg", "data": "/9j/4HJlc3Q="}},
+        {"text": "p"},
+    ]
+    assert body["systemInstruction"] == {"parts": [{"text": "sistema"}]}
+    assert body["generationConfig"] == {
+        "temperature": 0.2,
+        "maxOutputTokens": 1024,
+        "seed": 3,
+        "thinkingConfig": {"thinkingBudget": 0},
+        "responseMimeType": "application/json",
+        "responseJsonSchema": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
+    }
+    bare = gemini.generate_body(PromptRequest("t", "", "p", ()), "gemini-9")
+    assert set(bare) == {"contents", "generationConfig"}
+    assert set(bare["generationConfig"]) == {"temperature", "maxOutputTokens"}
+
+
+def test_gemini_knows_images_by_their_bytes() -> None:
+    assert gemini.mime_type(b"\x89PNG\r\n\x1a\n") == "image/png"
+    assert gemini.mime_type(b"RIFF....WEBPVP8") == "image/webp"
+    with pytest.raises(MediaTypeUnsupported):
+        gemini.mime_type(b"%PDF-1.7")
+
+
+def test_gemini_cost_by_longest_name() -> None:
+    assert gemini.cost_usd("gemini-2.5-flash", 1_000_000, 1_000_000) == pytest.approx(2.80)
+    assert gemini.cost_usd("gemini-2.5-flash-lite-preview", 1_000_000, 1_000_000) == pytest.approx(0.50)
+    assert gemini.cost_usd("palm-2", 10, 10) == 0
+
+
+RATE = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerMinutePerProject", "53s"))
+PER_DAY = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerDayPerProject-FreeTier", "0.5s"))
+SAID = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 53.5s.")
+SAID_MS = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 250ms.")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "retry_after"),
+    [
+        (400, error_body(400, "INVALID_ARGUMENT"), ProviderMisconfigured, None),
+        (400, error_body(400, "INVALID_ARGUMENT", bad_key_details()), ProviderMisconfigured, None),
+        (400, error_body(400, "FAILED_PRECONDITION"), ProviderMisconfigured, None),
+        (400, error_body(400, "INVALID_ARGUMENT", message="Unable to process input image."), ProviderRefused, None),
+        (401, error_body(401, "UNAUTHENTICATED"), ProviderMisconfigured, None),
+        (403, error_body(403, "PERMISSION_DENIED"), ProviderMisconfigured, None),
+        (404, error_body(404, "NOT_FOUND"), ProviderMisconfigured, None),
+        (429, RATE, ProviderRateLimited, 53.0),
+        (429, [RATE], ProviderRateLimited, 53.0),
+        (429, PER_DAY, ProviderRateLimited, 0.5),
+        (429, SAID, ProviderRateLimited, 53.5),
+        (429, SAID_MS, ProviderRateLimited, 0.25),
+        (429, error_body(429, "RESOURCE_EXHAUSTED"), ProviderRateLimited, None),
+        (500, error_body(500, "INTERNAL"), ProviderUnavailable, None),
+        (503, error_body(503, "UNAVAILABLE"), ProviderUnavailable, None),
+        (504, error_body(504, "DEADLINE_EXCEEDED"), ProviderTimeout, None),
+        (502, "<html>", ProviderUnavailable, None),
+        (400, [], ProviderMisconfigured, None),
+        (400, {"error": "text"}, ProviderMisconfigured, None),
+        (302, None, ProviderMisconfigured, None),
+    ],
+)
+def test_gemini_errors_are_typed(status: int, body: Any, error: type[ProviderError], retry_after: float | None) -> None:
+    raw = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    caught = gemini_errors.error_of(status, raw, {})
+    assert type(caught) is error
+    assert caught.retry_after == retry_after
+    assert (caught.provider, caught.details["status"]) == ("gemini", status)
+    if isinstance(caught, ProviderRateLimited):
+        assert caught.per_day == (body is PER_DAY)
+
+
+def test_gemini_retry_after_header_and_bad_key() -> None:
+    assert gemini_errors.error_of(429, b"", {"Retry-After": "7"}).retry_after == 7
+    assert gemini_errors.error_of(429, b"", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}).retry_after is None
+    bad = gemini_errors.error_of(400, json.dumps(error_body(400, "INVALID_ARGUMENT", bad_key_details())).encode(), {})
+    assert "GEMINI_API_KEY" in bad.note
+
+
+def test_gemini_messages_do_not_reach_the_error() -> None:
+    raw = json.dumps(error_body(400, "not an enum: secret", message="secret")).encode()
+    assert "secret" not in repr(vars(gemini_errors.error_of(400, raw, {})))
+
+
+def gemini_stream(*events: Any) -> gemini.GenerateStream:
+    stream = gemini.GenerateStream("gemini-2.5-flash")
+    for event in events:
+        stream.feed(b"data: " + json.dumps(event).encode())
+    return stream
+
+
+def candidate(finish: str | None, *texts: str) -> dict[str, Any]:
+    content = {"content": {"parts": [{"text": text} for text in texts]}} if texts else {}
+    return {"candidates": [content | ({"finishReason": finish} if finish else {})]}
+
+
+def test_gemini_stream_joins_pieces_and_counts_thinking() -> None:
+    thought = {"candidates": [{"content": {"parts": [{"text": "hm", "thought": True}]}}]}
+    usage = {"usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 4, "thoughtsTokenCount": 6}}
+    stream = gemini_stream(thought, candidate(None, "a"), candidate("STOP", "b", "c") | usage)
+    stream.feed(b": comment")
+    stream.feed(b"event: x")
+    completion = stream.completion()
+    assert (completion.text, completion.finish) == ("abc", "stop")
+    assert (completion.prompt_tokens, completion.answer_tokens) == (10, 10)
+    assert completion.cost_usd == pytest.approx((10 * 0.3 + 10 * 2.5) / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("events", "error"),
+    [
+        ([{"promptFeedback": {"blockReason": "SAFETY"}}], ProviderRefused),
+        ([candidate("SAFETY")], ProviderRefused),
+        ([candidate(None, "a"), candidate("RECITATION")], ProviderRefused),
+        ([candidate("PROHIBITED_CONTENT")], ProviderRefused),
+        ([candidate("MALFORMED_RESPONSE")], AnswerInvalid),
+        ([candidate("OTHER", "a")], AnswerInvalid),
+        ([candidate("NEW_REASON", "a")], AnswerInvalid),
+        ([{"candidates": []}], AnswerInvalid),
+        ([{"usageMetadata": {}}], AnswerInvalid),
+        ([candidate(None, "a")], ProviderUnavailable),
+        ([], ProviderUnavailable),
+        ([{"error": {"code": 503, "status": "UNAVAILABLE"}}], ProviderUnavailable),
+        ([{"error": {"code": 429}}], ProviderRateLimited),
+        ([{"error": "text"}], ProviderUnavailable),
+    ],
+)
+def test_gemini_streams_that_are_no_answer(events: list[Any], error: type[ProviderError]) -> None:
+    with pytest.raises(error) as caught:
+        gemini_stream(*events).completion()
+    assert type(caught.value) is error
+
+
+@given(st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")), max_size=8), st.integers(1, 7))
+@settings(deadline=None)
+def test_lines_do_not_depend_on_how_bytes_arrive(lines: list[bytes], size: int) -> None:
+    whole = b"\n".join(lines)
+    splitter = Lines("ollama")
+    got = [line for i in range(0, len(whole), size) for line in splitter.feed(whole[i : i + size])] + splitter.end()
+    assert got == [stripped for line in lines if (stripped := line.strip())]
+
+
+def test_lines_have_limits() -> None:
+    with pytest.raises(AnswerInvalid):
+        Lines("ollama").feed(b"x" * (MAX_LINE + 1))
+    splitter = Lines("ollama")
+    for _ in range(MAX_BODY // MAX_LINE):
+        splitter.feed(b"x" * (MAX_LINE - 1) + b"\n")
+    with pytest.raises(AnswerInvalid):
+        splitter.feed(b"x\n")

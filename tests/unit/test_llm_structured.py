@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import importlib
+import json
+from datetime import date
+from typing import Any, Literal
+
+import pytest
+from fakes.json_instance import instance_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, create_model
+
+from aiworker.domain.completion import PromptRequest, Turn
+from aiworker.llm.structured import (
+    AnswerMistake,
+    answer_text,
+    json_text,
+    parse_answer,
+    repair_request,
+    schema_of,
+)
+
+
+class Portion(BaseModel):
+    grams: float = Field(gt=0, le=2000, description="visíveis")
+    title: str = Field(min_length=2, max_length=80, pattern="^a")
+    when: date | None = None
+
+
+class Meal(BaseModel):
+    """A meal."""
+
+    kind: Literal["almoco"]
+    foods: list[Portion] = Field(min_length=1, max_length=30)
+    default: Portion
+    pair: tuple[int, str] = (1, "a")
+    by_name: dict[str, Portion] = {}
+    either: Portion | int = Field(0, union_mode="left_to_right")
+
+
+class Node(BaseModel):
+    child: Node | None = None
+
+
+ALLOWED = {"type", "description", "enum", "items", "prefixItems", "minItems", "maxItems", "anyOf", "properties"} | {
+    "required",
+    "additionalProperties",
+    "format",
+    "minimum",
+    "maximum",
+}
+
+
+def keywords(schema: Any) -> set[str]:
+    """Every keyword used in schema position; property names are not keywords."""
+    if isinstance(schema, list):
+        return set().union(*map(keywords, schema))
+    if not isinstance(schema, dict):
+        return set()
+    found = set(schema)
+    for key, value in schema.items():
+        if key == "properties":
+            found |= keywords(list(value.values()))
+        elif key in ("items", "additionalProperties", "anyOf", "prefixItems"):
+            found |= keywords(value)
+    return found
+
+
+@pytest.mark.parametrize("dialect", ["ollama", "gemini"])
+def test_schema_keeps_what_the_model_needs_and_nothing_else(dialect: Any) -> None:
+    schema = schema_of(Meal, dialect)
+    assert keywords(schema) <= ALLOWED
+    assert set(schema["properties"]) == {"kind", "foods", "default", "pair", "by_name", "either"}
+    assert schema["properties"]["kind"]["enum"] == ["almoco"]
+    portion = schema["properties"]["foods"]["items"]
+    assert set(portion["properties"]) == {"grams", "title", "when"}
+    assert portion["properties"]["grams"] == {
+        "type": "number",
+        "description": "visíveis",
+        "minimum": 0,
+        "maximum": 2000,
+    }
+    assert schema["properties"]["default"] == portion
+    assert schema["properties"]["by_name"]["additionalProperties"] == portion
+    assert schema["properties"]["foods"]["minItems"] == 1
+
+
+def test_dialects_differ_in_format() -> None:
+    assert "format" in keywords(schema_of(Meal, "gemini"))
+    assert "format" not in keywords(schema_of(Meal, "ollama"))
+
+
+def test_recursive_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="contains itself"):
+        schema_of(Node, "ollama")
+
+
+FIELDS = st.sampled_from([str, int, float, bool, list[str], Portion, list[Portion], Literal["a", "b"], int | None])
+NAMES = st.sampled_from(["title", "type", "ref", "items", "default", "properties", "const", "nome"])
+
+
+@given(st.dictionaries(NAMES, FIELDS, min_size=1))
+@settings(deadline=None)
+def test_any_model_survives_translation(fields: dict[str, Any]) -> None:
+    model = create_model("Any_", **{name: (kind, ...) for name, kind in fields.items()})
+    for dialect in ("ollama", "gemini"):
+        schema = schema_of(model, dialect)
+        assert keywords(schema) <= ALLOWED
+        assert set(schema["properties"]) == set(fields)
+        assert set(schema["required"]) == set(fields)
+
+
+@pytest.mark.parametrize(("module", "name"), [("sofia_image", "SeenMeal"), ("sofia_text", "EatenMeal")])
+def test_answer_models_of_the_analyses_survive(module: str, name: str) -> None:
+    model = getattr(importlib.import_module(f"aiworker.analyses.{module}"), name)
+    for dialect in ("ollama", "gemini"):
+        schema = schema_of(model, dialect)
+        assert keywords(schema) <= ALLOWED
+        assert parse_answer(model, json.dumps(instance_of(schema)))
+
+
+class Answer(BaseModel):
+    n: float = Field(le=10)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"n": 1}',
+        ' \n{"n": 1}\n\n  ',
+        '```json\n{"n": 1}\n```',
+        'Claro!\n```\n{"n": 1}\n```\nEspero ter ajudado.',
+        '<think>{"n": 9}</think>{"n": 1}',
+        '<thinking>\n{"n": 9}\n</thinking>\n```json\n{"n": 1}```',
+        'Aqui está: {"n": 1}. Bom apetite!',
+    ],
+)
+def test_json_is_found_in_what_models_say(text: str) -> None:
+    assert parse_answer(Answer, text) == Answer(n=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "não sei", '{"n": 1', '<think>{"n": 1}', '{"n": NaN}', '{"n": 1} {"n": 2}', "[]", "null", '{"n": Infinity}'],
+)
+def test_what_is_not_the_answer_is_a_mistake(text: str) -> None:
+    with pytest.raises(AnswerMistake) as caught:
+        parse_answer(Answer, text)
+    assert caught.value.problems
+
+
+def test_problems_name_the_field_and_quote_no_value() -> None:
+    with pytest.raises(AnswerMistake) as caught:
+        parse_answer(Answer, '{"n": 4242}')
+    assert caught.value.problems == ("n: Input should be less than or equal to 10",)
+
+
+@given(st.text(), st.floats(allow_nan=False, allow_infinity=False, max_value=10))
+@settings(deadline=None)
+def test_thinking_never_hides_or_becomes_the_answer(thought: str, n: float) -> None:
+    text = f"<think>{thought.replace('</think', '')}</think>{json.dumps({'n': n})}"
+    assert parse_answer(Answer, text) == Answer(n=n)
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_extraction_never_fails_and_is_stable(text: str) -> None:
+    assert json_text(json_text(text)) == json_text(json_text(json_text(text)))
+    assert "<think>" not in answer_text(text)
+
+
+def test_repair_shows_the_model_its_own_mistake() -> None:
+    request = PromptRequest(
+        "p", "system", "question", ("ollama",), history=(Turn("user", "a"),), images=(b"x",), answer=Answer
+    )
+    repaired = repair_request(request, '<think>hm</think>{"n": 11}', AnswerMistake(("n: too large",)))
+    assert repaired.history == (Turn("user", "a"), Turn("user", "question"), Turn("assistant", '{"n": 11}'))
+    assert "n: too large" in repaired.prompt
+    assert (repaired.system, repaired.images, repaired.answer) == ("system", (b"x",), Answer)
