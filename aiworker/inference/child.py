@@ -1,0 +1,173 @@
+"""One inference process: `python -m aiworker.inference.child FD PARENT_PID`.
+
+It receives a ChildSpec, loads and warms up the engine, says Ready, and then answers batches until it is told to stop or
+its parent is gone. Everything comes in over one socket; nothing of the parent's wiring is imported here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from aiworker.domain.errors import InferenceUnavailable, WorkerError
+from aiworker.inference.decode import decode
+from aiworker.inference.interface import Box, Engine, Prepared
+from aiworker.inference.messages import (
+    PREFIX_BYTES,
+    BatchDone,
+    ChildSpec,
+    DetectBatch,
+    FrameInvalid,
+    ItemDetected,
+    ItemFailed,
+    Message,
+    Progress,
+    Ready,
+    StartFailed,
+    Stop,
+    encode,
+    frame_length,
+)
+from aiworker.inference.messages import decode as decode_message
+
+_PR_SET_PDEATHSIG = 1
+Say = Callable[[Message], None]
+
+
+def main(arguments: list[str]) -> int:
+    """Exit codes: 0 told to stop or parent gone, 1 could not start, 2 the parent does not speak our protocol."""
+    descriptor, parent = int(arguments[0]), int(arguments[1])
+    _die_with(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A terminal's Ctrl-C or a group's SIGTERM reaches children too; the parent drains them and then says Stop.
+        signal.signal(number, signal.SIG_IGN)
+    with socket.socket(fileno=descriptor) as line:
+        try:
+            return _serve(line)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return 0
+        except FrameInvalid as error:
+            print(f"inference child: {error}", file=sys.stderr)  # noqa: T201
+            return 2
+
+
+def _die_with(parent: int) -> None:
+    """The kernel kills this process when its parent dies, even inside a native call that never looks at the socket."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
+def _serve(line: socket.socket) -> int:
+    spec = _receive(line)
+    if not isinstance(spec, ChildSpec):
+        raise FrameInvalid("the first message must be the spec")
+
+    def say(message: Message) -> None:
+        line.sendall(b"".join(encode(message)))
+
+    started = time.monotonic()
+    try:
+        engine = _start(spec)
+    except Exception as error:  # noqa: BLE001
+        # Boundary: an engine may fail to load in any way, and the parent needs the reason to show it.
+        say(StartFailed(f"{type(error).__name__}: {error}"[:500]))
+        return 1
+    names = engine.names
+    say(Ready(engine.label, tuple(names), tuple(names.values()), time.monotonic() - started, rss_mb()))
+    while True:
+        message = _receive(line)
+        if isinstance(message, Stop):
+            return 0
+        if not isinstance(message, DetectBatch):
+            raise FrameInvalid(f"{message.kind} is not for a child")
+        begun = time.monotonic()
+        answer_batch(engine, spec, message, say)
+        say(BatchDone(time.monotonic() - begun, rss_mb()))
+
+
+def _start(spec: ChildSpec) -> Engine:
+    module, _, factory = spec.engine.partition(":")
+    engine: Engine = getattr(importlib.import_module(module), factory)(spec)
+    engine.load()
+    engine.warm_up()
+    return engine
+
+
+def answer_batch(engine: Engine, spec: ChildSpec, batch: DetectBatch, say: Say) -> None:
+    """Exactly one ItemDetected or ItemFailed for each item, whatever the others do."""
+    groups: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
+    for item, image in zip(batch.items, batch.images, strict=True):
+        try:
+            prepared = engine.prepare(decode(image, spec.max_pixels))
+        except Exception as error:  # noqa: BLE001
+            # Boundary: what goes wrong with one picture is that picture's answer and nobody else's.
+            say(_failure(item, error))
+        else:
+            groups[prepared.pixels.shape].append((item, prepared))
+            say(Progress())
+    for group in groups.values():
+        for start in range(0, len(group), engine.pass_size):
+            _answer_pass(engine, group[start : start + engine.pass_size], say)
+
+
+def _answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say) -> None:
+    begun = time.monotonic()
+    try:
+        found = engine.detect([prepared for _, prepared in group])
+    except Exception as error:  # noqa: BLE001
+        # Boundary: a pass can fail for want of memory or for one bad input; halves find out which.
+        if len(group) == 1:
+            say(_failure(group[0][0], error))
+            return
+        say(Progress())
+        middle = len(group) // 2
+        _answer_pass(engine, group[:middle], say)
+        _answer_pass(engine, group[middle:], say)
+        return
+    elapsed_ms = (time.monotonic() - begun) * 1000
+    for (item, prepared), boxes in zip(group, found, strict=True):
+        say(_result(item, prepared, boxes, elapsed_ms, len(group)))
+
+
+def _result(item: int, prepared: Prepared, boxes: tuple[Box, ...], elapsed_ms: float, size: int) -> ItemDetected:
+    return ItemDetected(item, prepared.width, prepared.height, boxes, elapsed_ms, size)
+
+
+def _failure(item: int, error: Exception) -> ItemFailed:
+    if isinstance(error, WorkerError):
+        return ItemFailed(item, error.code, error.note)
+    return ItemFailed(item, InferenceUnavailable.code, type(error).__name__)
+
+
+def rss_mb() -> float:
+    """Resident memory of this process in MiB, as the kernel counts it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _receive(line: socket.socket) -> Message:
+    return decode_message(_exactly(line, frame_length(_exactly(line, PREFIX_BYTES))))
+
+
+def _exactly(line: socket.socket, size: int) -> bytes:
+    buffer = bytearray(size)
+    view, filled = memoryview(buffer), 0
+    while filled < size:
+        count = line.recv_into(view[filled:])
+        if not count:
+            raise EOFError
+        filled += count
+    return bytes(buffer)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

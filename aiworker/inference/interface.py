@@ -1,0 +1,61 @@
+"""What a child needs of an engine, and what goes in and out of one. Imports no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Box = tuple[int, float, float, float, float, float]
+"""class id, confidence, x1, y1, x2, y2 in pixels of the upright image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One picture as the model takes it: `pixels` is letterboxed RGB uint8 (h, w, 3); `width`, `height` the original's.
+
+    Only pictures whose `pixels` have one shape may go through the model together.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+class Engine(Protocol):
+    """Made from a ChildSpec, in the child, and used from one thread."""
+
+    def load(self) -> None:
+        """Raises anything; the child then says why and ends."""
+        ...
+
+    def warm_up(self) -> None:
+        """One real pass, so that the first request is not the slow one and a broken engine shows before it."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Library, device and precision, such as `torch-cpu-fp32`."""
+        ...
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Class id to class name."""
+        ...
+
+    @property
+    def pass_size(self) -> int:
+        """How many pictures to put through the model at once; more gains nothing on this device."""
+        ...
+
+    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+        """`image` is upright RGB (h, w, 3)."""
+        ...
+
+    def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
+        """Pictures of one shape in, their boxes out in the same order, most confident first."""
+        ...

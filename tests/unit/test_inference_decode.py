@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from fakes.fake_engine import picture
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from aiworker.domain.errors import ImageUnreadable, MediaTooLarge
+from aiworker.inference.decode import decode
+
+_LIMIT = 1_000_000
+
+
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _gradient(width: int = 40, height: int = 30) -> Image.Image:
+    row = np.linspace(0, 255, width).astype(np.uint8)
+    return Image.fromarray(np.repeat(np.tile(row, (height, 1))[:, :, None], 3, axis=2))
+
+
+_RGB = _gradient()
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "WEBP"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "GIF"), ("1", "PNG")],
+)
+def test_every_mode_becomes_rgb(mode: str, kind: str) -> None:
+    decoded = decode(_saved(_RGB.convert(mode), kind), _LIMIT)
+    assert decoded.shape == (30, 40, 3)
+    assert decoded.dtype == np.uint8
+    assert decoded[:, -1].mean() > 200 > 50 > decoded[:, 0].mean()
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
+    grey = np.tile(np.linspace(0, 65535, 40).astype(np.uint16), (30, 1))
+    decoded = decode(_saved(Image.fromarray(grey), "PNG"), _LIMIT)
+    np.testing.assert_array_equal(decoded[0, :, 0], grey[0] // 256)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_picture_stands_upright(orientation: int) -> None:
+    undo: dict[int, Callable[[Image.Image], Image.Image]] = {
+        2: lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: lambda i: i.transpose(Image.Transpose.ROTATE_180),
+        4: lambda i: i.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: lambda i: i.transpose(Image.Transpose.TRANSPOSE),
+        6: lambda i: i.transpose(Image.Transpose.ROTATE_90),
+        7: lambda i: i.transpose(Image.Transpose.TRANSVERSE),
+        8: lambda i: i.transpose(Image.Transpose.ROTATE_270),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = undo.get(orientation, lambda i: i)(_RGB)
+    np.testing.assert_array_equal(decode(_saved(stored, "PNG", exif=exif), _LIMIT), np.asarray(_RGB))
+
+
+def test_broken_camera_data_does_not_cost_the_picture() -> None:
+    jpeg = _saved(_RGB, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xff" * 30)
+    assert decode(jpeg, _LIMIT).shape == (30, 40, 3)
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        animation = _saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=100, **options)
+        assert tuple(decode(animation, _LIMIT)[4, 4]) == (255, 0, 0), kind
+
+
+def test_a_truncated_jpeg_is_refused() -> None:
+    jpeg = _saved(_gradient(400, 300), "JPEG")
+    with pytest.raises(ImageUnreadable):
+        decode(jpeg[: len(jpeg) // 2], _LIMIT)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("side", [1001, 20_000, 60_000])
+def test_a_bomb_is_refused_by_its_header(side: int) -> None:
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", b"never decompressed") + _chunk(b"IEND", b"")
+    with pytest.raises(MediaTooLarge):
+        decode(bomb, _LIMIT)
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    assert decode(picture(10, 10), max_pixels=100).shape == (10, 10, 3)
+    with pytest.raises(MediaTooLarge):
+        decode(picture(10, 10), max_pixels=99)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_unreadable(noise: bytes) -> None:
+    with pytest.raises(ImageUnreadable):
+        decode(noise, _LIMIT)
+
+
+@given(st.integers(0, 800), st.binary(min_size=1, max_size=8))
+def test_a_damaged_jpeg_is_a_picture_or_unreadable(at: int, damage: bytes) -> None:
+    jpeg = bytearray(_saved(_RGB, "JPEG"))
+    jpeg[at : at + len(damage)] = damage
+    with suppress(ImageUnreadable, MediaTooLarge):
+        assert decode(bytes(jpeg), _LIMIT).ndim == 3
