@@ -49,12 +49,11 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--photo", default=None, metavar="FILE|URL", help="The photo to analyse; default: fruits, in the package."
-)
+@click.argument("photo", required=False)
 def demo(photo: str | None) -> None:
     """Start everything, analyse one real photo, show all that was found, stop.
 
+    PHOTO is a file or an http(s) address; without it, a photo of fruits that the package brings along.
     Exit code 0 only if the photo was analysed and the picture with its boxes was written.
     """
     from aiworker.cli.demo import run_demo
@@ -178,23 +177,27 @@ def cancel(job_id: str, gateway: str | None) -> None:
 
 @main.group()
 def models() -> None:
-    """YOLO weights: what there is, and getting it."""
+    """YOLO weights and Ollama's models: what there is, and getting it."""
 
 
 @models.command("list")
 def list_models() -> None:
-    """Show the weights that can be pulled, and which of them are here."""
-    from aiworker.cli.models import weights_table
+    """Show the YOLO weights that can be pulled, which of them are here, and the models that Ollama has."""
+    from aiworker.cli.models import ollama_table, weights_table
 
-    _console.print(weights_table(load_settings()))
+    settings = load_settings()
+    _console.print(weights_table(settings))
+    if in_ollama := ollama_table(settings):
+        _console.print(in_ollama)
 
 
 @models.command("pull")
 @click.argument("name", required=False)
 def pull_model(name: str | None) -> None:
-    """Get weights by NAME (default: YOLO_MODEL), checked against a known SHA-256.
+    """Get YOLO weights by NAME (default: YOLO_MODEL), or have Ollama pull a model of that NAME.
 
-    Tries the official source, then the same file inside a package of the package index.
+    Weights are checked against a known SHA-256. They come from the official source, else from the same file inside a
+    package of the package index.
     """
     from aiworker.cli.models import pull
 

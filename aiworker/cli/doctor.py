@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import shutil
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,9 @@ from enum import StrEnum
 import asyncpg
 import psutil
 
+from aiworker.cli.embedded_postgres import EmbeddedPostgres
 from aiworker.cli.keys import is_loopback
+from aiworker.cli.stack import STATE_DIR
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import WorkerError
 from aiworker.inference.weights import resolve_weights
@@ -24,6 +26,12 @@ from aiworker.settings import Settings
 
 _NEEDED_MB = 1500
 _CLOCK_SKEW_S = 2.0
+_IMPORT_S = 60.0
+_ENGINE_VERSIONS = (
+    "from importlib.metadata import version as v; import torch; "
+    "print('torch', torch.__version__, '(CUDA)' if torch.cuda.is_available() else '(CPU)', "
+    "'ultralytics', v('ultralytics'))"
+)
 _PROBE_S = 10.0
 
 
@@ -63,28 +71,43 @@ async def examine(settings: Settings) -> list[Finding]:
 
 
 async def _check_database(settings: Settings) -> list[Finding]:
-    if settings.database_url is None:
-        do = "set DATABASE_URL, or use `aiworker up`, which starts a PostgreSQL of its own"
-        return [Finding("database", Verdict.WARN, "DATABASE_URL is not set", do)]
-    url = settings.database_url.get_secret_value()
+    if settings.database_url is not None:
+        return await _examine_database(settings.database_url.get_secret_value())
+    data = STATE_DIR / "postgres"
+    if not await asyncio.to_thread(data.exists):
+        found = "DATABASE_URL is not set, and there is no embedded PostgreSQL yet"
+        return [Finding("database", Verdict.WARN, found, "set DATABASE_URL, or run `aiworker up`, which starts one")]
+    server = EmbeddedPostgres(data)
+    try:
+        url = await asyncio.to_thread(server.start)
+        return await _examine_database(url, "embedded ")
+    except WorkerError as error:
+        return [Finding("database", Verdict.FAIL, "the embedded PostgreSQL does not start", error.note)]
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+async def _examine_database(url: str, kind: str = "") -> list[Finding]:
     try:
         connection = await asyncpg.connect(url, timeout=_PROBE_S)
-    except (OSError, TimeoutError, asyncpg.PostgresError, ValueError) as error:
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         do = "check DATABASE_URL, that the server runs, and that this machine may reach it"
         return [Finding("database", Verdict.FAIL, f"no connection ({type(error).__name__})", do)]
     try:
         version = connection.get_server_version()
         skew = await _clock_skew(connection)
         missing = await pending(url)
+    except WorkerError as error:
+        return [Finding("migrations", Verdict.FAIL, error.code, error.note)]
     finally:
         await connection.close()
-    return [_version(version.major), _migrations(missing), _clock(skew)]
+    return [_version(version.major, kind), _migrations(missing), _clock(skew)]
 
 
-def _version(major: int) -> Finding:
+def _version(major: int, kind: str) -> Finding:
     if major < 15:
         return Finding("database", Verdict.FAIL, f"PostgreSQL {major}", "use PostgreSQL 15 or newer")
-    return Finding("database", Verdict.OK, f"PostgreSQL {major}")
+    return Finding("database", Verdict.OK, f"{kind}PostgreSQL {major}")
 
 
 def _migrations(missing: list[str]) -> Finding:
@@ -116,10 +139,24 @@ async def _check_weights(settings: Settings) -> list[Finding]:
 
 
 async def _check_engine(_settings: Settings) -> list[Finding]:
-    missing = [name for name in ("torch", "ultralytics") if importlib.util.find_spec(name) is None]
-    if missing:
-        return [Finding("engine", Verdict.FAIL, f"no {' and no '.join(missing)}", "run `make setup`")]
-    return [Finding("engine", Verdict.OK, "torch and ultralytics are installed")]
+    # In a process of its own, as the children are: importing torch costs this one hundreds of megabytes.
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _ENGINE_VERSIONS),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(_IMPORT_S):
+            output, errors = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return [Finding("engine", Verdict.FAIL, f"torch is not imported after {_IMPORT_S:.0f} s", "run `make setup`")]
+    if process.returncode != 0:
+        last = errors.decode(errors="replace").strip().splitlines()[-1:]
+        return [Finding("engine", Verdict.FAIL, " ".join(last), "run `make setup`")]
+    return [Finding("engine", Verdict.OK, output.decode().strip())]
 
 
 async def _check_gpu(settings: Settings) -> list[Finding]:
@@ -155,18 +192,18 @@ async def _check_ollama(settings: Settings) -> list[Finding]:
     )
     try:
         seen = await model.probe(Deadline.after(_PROBE_S))
-    except WorkerError as error:
-        do = "start Ollama, or check OLLAMA_URL from this machine"
-        return [Finding("ollama", Verdict.WARN, f"no answer ({error.note})", do)]
     finally:
         await model.close()
+    if not seen["reachable"]:
+        do = "start Ollama, or check OLLAMA_URL from this machine"
+        return [Finding("ollama", Verdict.WARN, f"no answer ({seen['error']})", do)]
     return [Finding("ollama", Verdict.OK, f"version {seen['version']}"), *map(_ollama_model, seen["models"].items())]
 
 
 def _ollama_model(item: tuple[str, dict[str, bool | None]]) -> Finding:
     name, state = item
     if not state["present"]:
-        return Finding("ollama", Verdict.WARN, f"{name} is not there", f"run `ollama pull {name}`")
+        return Finding("ollama", Verdict.WARN, f"{name} is not there", f"run `aiworker models pull {name}`")
     vision = {True: "sees images", False: "text only", None: "vision unknown"}[state["vision"]]
     return Finding("ollama", Verdict.OK, f"{name}: {vision}")
 
@@ -176,12 +213,12 @@ async def _check_gemini(settings: Settings) -> list[Finding]:
         return [Finding("gemini", Verdict.OK, "GEMINI_API_KEY is not set: it is not asked")]
     model = GeminiModel(settings.gemini_api_key, settings.gemini_model, settings.gemini_url)
     try:
-        await model.probe(Deadline.after(_PROBE_S))
-    except WorkerError as error:
-        do = "check GEMINI_API_KEY and GEMINI_MODEL, and that this machine reaches the API"
-        return [Finding("gemini", Verdict.WARN, f"{error.code}: {error.note}", do)]
+        seen = await model.probe(Deadline.after(_PROBE_S))
     finally:
         await model.close()
+    if seen["error"] or not seen["present"]:
+        do = "check GEMINI_API_KEY and GEMINI_MODEL, and that this machine reaches the API"
+        return [Finding("gemini", Verdict.WARN, f"{settings.gemini_model}: {seen['error']} {seen['note'] or ''}", do)]
     return [Finding("gemini", Verdict.OK, f"the key works, {settings.gemini_model} is there")]
 
 

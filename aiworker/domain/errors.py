@@ -159,7 +159,9 @@ class AnswerTruncated(AnswerInvalid):
 
 
 class NoProvider(ProviderError):
-    """`reasons` maps each provider to the code that kept it from answering; "not_configured" is permanent."""
+    """`reasons` maps each provider to the code that kept it from answering. Retryable when one of them may pass."""
+
+    PERMANENT = frozenset({"not_configured", "no_vision", "provider_misconfigured", "provider_refused"})
 
     code = "no_provider"
 
@@ -173,7 +175,7 @@ class NoProvider(ProviderError):
     ) -> None:
         super().__init__(note, provider="", retry_after=retry_after, **details)
         self.reasons = reasons or {}
-        self.retryable = any(reason != "not_configured" for reason in self.reasons.values())
+        self.retryable = not self.PERMANENT.issuperset(self.reasons.values())
 
 
 class InferenceUnavailable(WorkerError):

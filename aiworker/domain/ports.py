@@ -67,7 +67,7 @@ class Detector(Protocol):
     async def detect(self, image: bytes, deadline: Deadline) -> Detections:
         """`image` is an encoded picture.
 
-        Raises ImageUnreadable, ImageKillsChild, InferenceUnavailable, DeadlineExceeded.
+        Raises ImageUnreadable, MediaTooLarge, ImageKillsChild, InferenceUnavailable, DeadlineExceeded.
         """
         ...
 

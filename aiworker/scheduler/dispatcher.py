@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import structlog
 
-from aiworker.domain.errors import DatabaseUnavailable
+from aiworker.domain.errors import QueueError
 from aiworker.domain.job import ClaimedJob
 from aiworker.domain.outcome import Cancelled, Interrupted
 from aiworker.domain.ports import JobSource
@@ -95,7 +95,7 @@ class Dispatcher:
             return False
         try:
             jobs = await self._source.claim(self._worker_id, free, self._lease_s, self._types)
-        except DatabaseUnavailable as error:
+        except QueueError as error:
             self._metrics.database_up.set(0)
             _log.warning("cannot claim", exc_info=error)
             await asyncio.sleep(_DATABASE_RETRY_S)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from uuid import UUID
 
-from aiworker.domain.errors import DatabaseUnavailable
+from aiworker.domain.errors import QueueError
 from aiworker.domain.ports import JobSource
 from aiworker.scheduler.running import RunningJobs, StopReason
 from aiworker.telemetry.logs import get_logger
@@ -41,7 +41,7 @@ class LeaseKeeper:
                 await self._renew()
                 self._metrics.rescued.inc(await self._source.rescue())
                 self.last_success = time.monotonic()
-            except DatabaseUnavailable as error:
+            except QueueError as error:
                 _log.warning("leases not renewed", held=len(self._running), exc_info=error)
             await self._pause()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import UUID
 
-from aiworker.domain.errors import DatabaseUnavailable
+from aiworker.domain.errors import InputRejected, QueueError, WorkerError
 from aiworker.domain.job import Lease
-from aiworker.domain.outcome import Outcome, label
+from aiworker.domain.messages import sentence
+from aiworker.domain.outcome import Failed, Outcome, label
 from aiworker.domain.ports import JobSource
 from aiworker.scheduler.running import RunningJobs
 from aiworker.telemetry.logs import get_logger
@@ -19,6 +21,10 @@ _DATABASE_RETRY_S = 0.5
 _PROGRESS_INTERVAL_S = 0.2
 
 
+Ended = tuple[Lease, str, Outcome]
+"""A lease, the job's type, and how the attempt ended."""
+
+
 class OutcomeWriter:
     """Takes outcomes at once, writes whatever has gathered while the last write was under way.
 
@@ -29,7 +35,7 @@ class OutcomeWriter:
         self._source = source
         self._running = running
         self._metrics = metrics
-        self._waiting: list[tuple[Lease, str, Outcome]] = []
+        self._waiting: list[Ended] = []
         self._arrived = asyncio.Event()
         self._closing = False
 
@@ -50,14 +56,32 @@ class OutcomeWriter:
                 batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
                 await self._write(batch)
 
-    async def _write(self, batch: list[tuple[Lease, str, Outcome]]) -> None:
+    async def _write(self, batch: list[Ended]) -> None:
         try:
             written = await self._source.finalise([(lease, outcome) for lease, _, outcome in batch])
-        except DatabaseUnavailable as error:
+        except QueueError as error:
             _log.warning("outcomes wait for the database", waiting=len(batch), exc_info=error)
             self._waiting = batch + self._waiting
             await asyncio.sleep(_DATABASE_RETRY_S)
+        except InputRejected as error:
+            await self._write_apart(batch, error)
+        else:
+            self._note(batch, written)
+
+    async def _write_apart(self, batch: list[Ended], error: InputRejected) -> None:
+        """One of `batch` cannot be stored: the others must not wait for it, and it must end."""
+        if len(batch) > 1:
+            for ended in batch:
+                await self._write([ended])
             return
+        ((lease, job_type, outcome),) = batch
+        _log.error("outcome cannot be stored", job_id=str(lease.job_id), type=job_type, exc_info=error)
+        if not isinstance(outcome, Failed):
+            await self._write([(lease, job_type, Failed(sentence(WorkerError.code), WorkerError.code))])
+        else:
+            self._running.remove(lease)
+
+    def _note(self, batch: list[Ended], written: frozenset[UUID]) -> None:
         for lease, job_type, outcome in batch:
             self._running.remove(lease)
             held = lease.job_id in written
@@ -93,6 +117,6 @@ class ProgressWriter:
             if newest:
                 try:
                     await self._source.report(newest)
-                except DatabaseUnavailable:
+                except QueueError:
                     _log.debug("progress dropped: the database is away")
             await asyncio.sleep(_PROGRESS_INTERVAL_S)
