@@ -12,6 +12,7 @@ from uuid import UUID
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from aiworker.domain.errors import WorkerError
@@ -32,7 +33,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except WorkerError as error:
-            _stderr.print(f"[red]error[/red] {error.note or error.code} \\[{error.code}]")
+            _stderr.print(f"[red]error[/red] {escape(error.note or error.code)} ({error.code})")
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)

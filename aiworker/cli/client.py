@@ -61,7 +61,7 @@ class GatewayClient:
             raise GatewayError(f"{self._url} answers, but is no aiworker gateway") from None
         if response.status >= 400:
             fields = reply.get("details", {}).get("fields")
-            raise GatewayError(f"{reply.get('error')} [{reply.get('code')}]" + (f" {fields}" if fields else ""))
+            raise GatewayError(f"{reply.get('error')} ({reply.get('code')})" + (f" {fields}" if fields else ""))
         return reply
 
 

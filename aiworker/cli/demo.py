@@ -54,7 +54,7 @@ async def run_demo(settings: Settings, photo: str | None, console: Console) -> N
             say(f"enqueued [bold]{reply['jobId']}[/bold] in {1000 * (time.perf_counter() - sent):.0f} ms")
             job = await follow(client, str(reply["jobId"]), console)
         if job["status"] != "completed":
-            raise DemoFailed(f"the job ended {job['status']}: {job.get('error')} [{job.get('code')}]")
+            raise DemoFailed(f"the job ended {job['status']}: {job.get('error')} ({job.get('code')})")
         show_result(job, console)
         picture = await asyncio.to_thread(_draw, await _photo_bytes(url, photo), job["result"], photo)
         console.print(f"\npicture with boxes: [bold]{picture}[/bold]")

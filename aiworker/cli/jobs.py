@@ -29,7 +29,7 @@ async def enqueue_job(
             return
         job = await follow(client, reply["jobId"], console)
     if job["status"] != "completed":
-        raise DemoFailed(f"the job ended {job['status']}: {job.get('error')} [{job.get('code')}]")
+        raise DemoFailed(f"the job ended {job['status']}: {job.get('error')} ({job.get('code')})")
     show_result(job, console)
 
 

@@ -1,0 +1,135 @@
+"""Fixtures that everybody shares: a PostgreSQL of our own, weights, photos, a clean environment, no process left."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import psutil
+import pytest
+
+from aiworker.cli.embedded_postgres import EmbeddedPostgres
+from aiworker.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+_TEMPLATE = "aiworker_template"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the variables of the person who runs it."""
+    for name in Settings.model_fields:
+        for spelling in (name, name.upper()):
+            monkeypatch.delenv(spelling, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Fails the session when a process that a test started outlives it."""
+    before = _descendants()
+    yield
+    left = _descendants() - before
+    _, alive = psutil.wait_procs(left, timeout=10)
+    described = [f"{process.pid} {process.name()}" for process in alive if process.is_running()]
+    assert not described, f"tests left processes: {described}"
+
+
+def _descendants() -> set[psutil.Process]:
+    # The resource tracker of multiprocessing lives as long as its parent, by design.
+    return {process for process in psutil.Process().children(recursive=True) if not _is_resource_tracker(process)}
+
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("resource_tracker" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+@pytest.fixture(scope="session")
+def postgres_server(no_process_left: None) -> Iterator[str]:
+    """URL of a PostgreSQL that only this session uses; its superuser may do anything."""
+    directory = Path(tempfile.mkdtemp(prefix="aiworker-test-"))
+    # As root the server runs as another account, which must be able to enter.
+    directory.chmod(0o755)
+    server = EmbeddedPostgres(directory, durable=False, outside=directory / "outside")
+    try:
+        with server as url:
+            yield url
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: str) -> str:
+    """Name of a database with all migrations, to be cloned."""
+    from aiworker.queue.migrate import migrate
+
+    async def build() -> None:
+        await _execute(postgres_server, f"CREATE DATABASE {_TEMPLATE}")
+        await migrate(_with_database(postgres_server, _TEMPLATE))
+
+    asyncio.run(build())
+    return _TEMPLATE
+
+
+@pytest.fixture
+def database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
+    """A fresh, migrated database."""
+    yield from _database(postgres_server, migrated_template)
+
+
+@pytest.fixture
+def empty_database_url(postgres_server: str) -> Iterator[str]:
+    """A fresh database without any table."""
+    yield from _database(postgres_server, "template0")
+
+
+def _database(server: str, template: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    asyncio.run(_execute(server, f"CREATE DATABASE {name} TEMPLATE {template}"))
+    yield _with_database(server, name)
+    asyncio.run(_execute(server, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url, timeout=30)
+    try:
+        await connection.execute(statement, timeout=30)
+    finally:
+        await connection.close()
+
+
+def _with_database(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+@pytest.fixture(scope="session")
+def yolo_weights() -> Path:
+    """The official yolov8n.pt."""
+    from aiworker.inference.weights import pull_weights
+
+    if given := os.environ.get("AIWORKER_TEST_WEIGHTS"):
+        return Path(given)
+    shared = SHARED_DATA / "models" / "yolov8n.pt"
+    return shared if shared.exists() else pull_weights("yolov8n", ROOT / "models")
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    """Real photographs: ours first, then those that ultralytics ships, then what is beside the project."""
+    ultralytics = importlib.util.find_spec("ultralytics")
+    assert ultralytics is not None
+    assert ultralytics.origin is not None
+    assets = Path(ultralytics.origin).parent / "assets"
+    packaged = [ROOT / "aiworker/cli/data/fruits.jpg", assets / "bus.jpg", assets / "zidane.jpg"]
+    return packaged + sorted((SHARED_DATA / "images").glob("*.jpg"))

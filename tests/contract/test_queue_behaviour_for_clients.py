@@ -1,0 +1,242 @@
+"""The client's side of a queue, whichever it is: cancel, status, idempotency, limit, cache, hints."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from fakes.queue_bench import EVERY_OUTCOME, IMAGE, LEASE_S, TEXT, USER, Bench, new_job
+
+from aiworker.domain.errors import IdempotencyConflict, JobAlreadyFinished, JobNotFound, TooManyActiveJobs
+from aiworker.domain.job import JobStatus
+from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
+
+
+class TestCancel:
+    async def test_a_pending_job_ends_at_once(self, bench: Bench) -> None:
+        job_id = await bench.add()
+
+        assert (await bench.queue.cancel(job_id, USER)).status is JobStatus.CANCELLED
+
+        assert await bench.claim() == []
+        assert (await bench.view(job_id)).completed_at is not None
+
+    async def test_a_retry_that_waits_ends_at_once(self, bench: Bench) -> None:
+        await bench.add()
+        job = await bench.claim_one()
+        await bench.finish(job, Retry(60.0, "later", "provider_timeout"))
+
+        view = await bench.queue.cancel(job.id, USER)
+
+        assert (view.status, view.error_code) == (JobStatus.CANCELLED, None)
+
+    @pytest.mark.parametrize("outcome", EVERY_OUTCOME, ids=lambda outcome: type(outcome).__name__)
+    async def test_a_running_job_is_asked_to_stop_and_ends_cancelled_whatever_it_did(
+        self, bench: Bench, outcome: Outcome
+    ) -> None:
+        await bench.add(cache_key="k")
+        job = await bench.claim_one()
+
+        assert (await bench.queue.cancel(job.id, USER)).status is JobStatus.PROCESSING
+        assert (await bench.queue.renew([job.lease], LEASE_S)).cancel_requested == {job.id}
+        assert await bench.finish(job, outcome)
+
+        view = await bench.view(job.id)
+        assert (view.status, view.result, view.error) == (JobStatus.CANCELLED, None, None)
+        assert (await bench.queue.enqueue(new_job(cache_key="k"))).cached_result is None
+
+    async def test_a_cancelled_job_of_a_dead_worker_ends_cancelled(self, bench: Bench) -> None:
+        await bench.add()
+        job = await bench.claim_one()
+        await bench.queue.cancel(job.id, USER)
+        await bench.advance(LEASE_S + 1)
+
+        assert await bench.queue.rescue() == 1
+
+        assert (await bench.view(job.id)).status is JobStatus.CANCELLED
+
+    @pytest.mark.parametrize("outcome", [Completed({}), Failed("bad", "image_unreadable")])
+    async def test_a_finished_job_cannot_be_cancelled(self, bench: Bench, outcome: Outcome) -> None:
+        await bench.add()
+        job = await bench.claim_one()
+        await bench.finish(job, outcome)
+
+        with pytest.raises(JobAlreadyFinished):
+            await bench.queue.cancel(job.id, USER)
+
+    async def test_asking_again_changes_nothing(self, bench: Bench) -> None:
+        job_id = await bench.add()
+        first = await bench.queue.cancel(job_id, USER)
+        await bench.advance(5)
+
+        assert (await bench.queue.cancel(job_id, USER)).updated_at == first.updated_at
+
+    async def test_only_the_owner_and_the_service_may(self, bench: Bench) -> None:
+        job_id = await bench.add()
+
+        with pytest.raises(JobNotFound):
+            await bench.queue.cancel(job_id, uuid4())
+        with pytest.raises(JobNotFound):
+            await bench.queue.cancel(uuid4(), USER)
+        assert (await bench.queue.cancel(job_id, None)).status is JobStatus.CANCELLED
+
+
+class TestStatus:
+    async def test_another_users_job_does_not_exist(self, bench: Bench) -> None:
+        job_id = await bench.add(priority=3)
+
+        view = await bench.queue.status(job_id, USER)
+
+        assert (view.id, view.user_id, view.type, view.priority, view.max_attempts) == (job_id, USER, TEXT, 3, 3)
+        assert (view.status, view.attempts, view.progress) == (JobStatus.PENDING, 0, 0)
+        assert (await bench.queue.status(job_id, None)) == view
+        with pytest.raises(JobNotFound):
+            await bench.queue.status(job_id, uuid4())
+        with pytest.raises(JobNotFound):
+            await bench.queue.status(uuid4(), None)
+
+    async def test_depth_counts_what_is_unfinished(self, bench: Bench) -> None:
+        done = await bench.add()
+        running = await bench.add()
+        jobs = {job.id: job for job in await bench.claim()}
+        await bench.finish(jobs[done], Completed({}))
+        await bench.add(type=IMAGE)
+        await bench.add(delay_s=60)
+        await bench.advance(4)
+
+        depth = await bench.queue.depth()
+
+        assert running in jobs
+        assert (depth.pending, depth.processing, depth.delayed) == (1, 1, 1)
+        assert depth.by_type == {TEXT: 2, IMAGE: 1}
+        assert 4 <= depth.oldest_pending_s < 20
+
+    async def test_depth_of_nothing(self, bench: Bench) -> None:
+        depth = await bench.queue.depth()
+
+        assert (depth.pending, depth.processing, depth.delayed, depth.oldest_pending_s) == (0, 0, 0, 0.0)
+
+
+class TestIdempotency:
+    async def test_the_same_request_again_is_the_same_job_even_when_it_has_ended(self, bench: Bench) -> None:
+        wanted = new_job(idempotency_key="once", input={"a": 1, "b": {"c": 2}}, max_active=1)
+        first = await bench.queue.enqueue(wanted)
+        shuffled = replace(wanted, input={"b": {"c": 2}, "a": 1})
+
+        assert await bench.queue.enqueue(shuffled) == first
+        await bench.finish(await bench.claim_one(), Completed({}))
+        again = await bench.queue.enqueue(shuffled)
+
+        assert (again.job_id, again.status) == (first.job_id, JobStatus.COMPLETED)
+        assert await bench.claim() == []
+
+    @pytest.mark.parametrize("other", [{"type": IMAGE}, {"input": {"text": "outro"}}])
+    async def test_another_request_under_the_key_is_refused(self, bench: Bench, other: dict[str, Any]) -> None:
+        await bench.add(idempotency_key="once")
+
+        with pytest.raises(IdempotencyConflict):
+            await bench.add(idempotency_key="once", **other)
+
+    async def test_keys_belong_to_their_user(self, bench: Bench) -> None:
+        mine = await bench.add(idempotency_key="once")
+        theirs = await bench.add(idempotency_key="once", user_id=uuid4(), input={"text": "outro"})
+
+        assert mine != theirs
+
+    async def test_simultaneous_repeats_make_one_job(self, bench: Bench) -> None:
+        ids = await asyncio.gather(*(bench.add(idempotency_key="once") for _ in range(12)))
+
+        assert len(set(ids)) == 1
+        assert len(await bench.claim()) == 1
+
+
+class TestLimit:
+    async def test_the_next_one_is_refused_until_one_has_ended(self, bench: Bench) -> None:
+        for _ in range(3):
+            await bench.add(max_active=3)
+        with pytest.raises(TooManyActiveJobs):
+            await bench.add(max_active=3)
+        await bench.add(max_active=3, user_id=uuid4())
+        [job] = await bench.claim(limit=1)
+        with pytest.raises(TooManyActiveJobs):
+            await bench.add(max_active=3)
+
+        await bench.finish(job, Completed({}))
+
+        await bench.add(max_active=3)
+
+    async def test_it_is_exact_when_everybody_asks_at_once(self, bench: Bench) -> None:
+        replies = await asyncio.gather(*(bench.add(max_active=10) for _ in range(60)), return_exceptions=True)
+
+        accepted = [reply for reply in replies if isinstance(reply, UUID)]
+        refused = [reply for reply in replies if isinstance(reply, TooManyActiveJobs)]
+        assert (len(accepted), len(refused)) == (10, 50)
+
+
+class TestCache:
+    async def test_a_result_is_shared_until_it_expires_and_every_hit_counts(self, bench: Bench) -> None:
+        await bench.add(cache_key="k")
+        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+
+        for count in (1, 2):
+            hit = await bench.queue.enqueue(new_job(cache_key="k", user_id=uuid4()))
+            assert (hit.job_id, hit.status, hit.cached_result) == (None, JobStatus.COMPLETED, {"kcal": 5})
+            assert await bench.hits("k") == count
+        assert (await bench.queue.enqueue(new_job(cache_key="k"), use_cache=False)).job_id is not None
+        await bench.advance(61)
+        assert (await bench.queue.enqueue(new_job(cache_key="k"))).job_id is not None
+
+    async def test_a_hit_is_free_of_the_limit(self, bench: Bench) -> None:
+        await bench.add(cache_key="k", max_active=1)
+        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+        await bench.add(max_active=1)
+
+        assert (await bench.queue.enqueue(new_job(cache_key="k", max_active=1))).cached_result == {"kcal": 5}
+
+    @pytest.mark.parametrize(
+        ("cache_key", "outcome"),
+        [
+            ("k", Completed({"degraded": True}, cache_ttl_s=None)),
+            (None, Completed({"kcal": 5}, cache_ttl_s=60)),
+            ("k", Failed("bad", "image_unreadable")),
+        ],
+        ids=["no ttl", "no key", "failed"],
+    )
+    async def test_nothing_else_is_shared(self, bench: Bench, cache_key: str | None, outcome: Outcome) -> None:
+        await bench.add(cache_key=cache_key)
+        await bench.finish(await bench.claim_one(), outcome)
+
+        assert (await bench.queue.enqueue(new_job(cache_key=cache_key))).cached_result is None
+
+    async def test_one_batch_may_hold_the_same_key_twice_and_a_newer_result_replaces_the_older(
+        self, bench: Bench
+    ) -> None:
+        for _ in range(2):
+            await bench.add(cache_key="k")
+        jobs = await bench.claim()
+        await bench.queue.finalise([(job.lease, Completed({"n": 1}, cache_ttl_s=60)) for job in jobs])
+        fresh = await bench.queue.enqueue(new_job(cache_key="k"), use_cache=False)
+        assert fresh.job_id is not None
+        await bench.finish(await bench.claim_one(), Completed({"n": 2}, cache_ttl_s=60))
+
+        assert (await bench.queue.enqueue(new_job(cache_key="k"))).cached_result == {"n": 2}
+
+
+class TestWakeUps:
+    async def test_work_and_cancel_are_heard_and_nothing_else(self, bench: Bench) -> None:
+        async with aclosing(bench.wake_ups.listen()) as hints, asyncio.timeout(20):
+            assert {await anext(hints), await anext(hints)} == {"work", "cancel"}
+            await bench.add()
+            assert await anext(hints) == "work"
+            job = await bench.claim_one()
+            await bench.queue.cancel(job.id, USER)
+            assert await anext(hints) == "cancel"
+            await bench.finish(job, Completed({}))
+            await bench.add()
+            assert await anext(hints) == "work"
+            await bench.finish(await bench.claim_one(), Interrupted())
+            assert await anext(hints) == "work"

@@ -1,0 +1,161 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes.ollama_server import FakeOllama
+from PIL import Image
+
+COMMANDS = [
+    "demo",
+    "up",
+    "worker",
+    "gateway",
+    "migrate",
+    "enqueue",
+    "status",
+    "cancel",
+    "models",
+    "models list",
+    "models pull",
+    "doctor",
+]
+
+
+def aiworker(*arguments: str, cwd: Path, timeout: float = 100, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "aiworker.cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **variables},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_does(tmp_path: Path, command: str) -> None:
+    shown = aiworker(*command.split(), "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "Usage: aiworker" in shown.stdout
+    assert len(shown.stdout.splitlines()) > 4
+
+
+def test_help_is_light(tmp_path: Path) -> None:
+    code = "import sys, aiworker.cli.__main__; print({'torch', 'asyncpg', 'aiohttp', 'cv2'} & sys.modules.keys())"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=60
+    )
+    assert shown.stdout.strip() == "set()"
+
+
+def test_the_demo_from_photo_to_picture(
+    postgres_server: str, yolo_weights: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    variables = {"DATABASE_URL": postgres_server, "YOLO_MODEL": str(yolo_weights)}
+    shown = aiworker("demo", str(photos[1]), cwd=tmp_path, **variables)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    for expected in ("enqueued", "Detections", "ônibus", "Foods", "not_configured", "fetch", "picture with boxes"):
+        assert expected in shown.stdout
+    with Image.open(tmp_path / "output" / "bus-detections.png") as picture, Image.open(photos[1]) as photo:
+        assert picture.format == "PNG"
+        assert picture.size == photo.size
+
+
+@pytest.mark.parametrize(
+    ("content", "code"), [(b"this is no photo", "media_type_unsupported"), (None, "configuration_error")]
+)
+def test_the_demo_fails_when_the_photo_cannot_be_analysed(
+    postgres_server: str, yolo_weights: Path, tmp_path: Path, content: bytes | None, code: str
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    if content is not None:
+        photo.write_bytes(content)
+    shown = aiworker("demo", str(photo), cwd=tmp_path, DATABASE_URL=postgres_server, YOLO_MODEL=str(yolo_weights))
+    assert shown.returncode == 1
+    assert code in shown.stdout + shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_migrate_and_doctor(empty_database_url: str, yolo_weights: Path, tmp_path: Path) -> None:
+    variables = {"DATABASE_URL": empty_database_url, "YOLO_MODEL": str(yolo_weights)}
+    before = aiworker("doctor", "--json", cwd=tmp_path, **variables)
+    assert before.returncode == 1
+    findings = {finding["check"]: finding for finding in json.loads(before.stdout)}
+    assert findings["migrations"]["verdict"] == "fail"
+    assert "aiworker migrate" in findings["migrations"]["do"]
+    assert "would apply 0001" in aiworker("migrate", "--dry-run", cwd=tmp_path, **variables).stdout
+    assert "applied 0001" in aiworker("migrate", cwd=tmp_path, **variables).stdout
+    assert "up to date" in aiworker("migrate", cwd=tmp_path, **variables).stdout
+    after = aiworker("doctor", "--json", cwd=tmp_path, **variables)
+    assert after.returncode == 0, after.stdout
+    findings = {finding["check"]: finding for finding in json.loads(after.stdout)}
+    assert {
+        "database",
+        "migrations",
+        "clock",
+        "weights",
+        "engine",
+        "gpu",
+        "memory",
+        "ollama",
+        "gemini",
+    } <= findings.keys()
+    assert findings["engine"]["found"].startswith("torch")
+
+
+async def test_doctor_asks_ollama(tmp_path: Path, yolo_weights: Path) -> None:
+    import asyncio
+
+    async with FakeOllama({"llama3.2:3b": ("completion",)}) as ollama:
+        shown = await asyncio.to_thread(
+            aiworker,
+            "doctor",
+            "--json",
+            cwd=tmp_path,
+            YOLO_MODEL=str(yolo_weights),
+            OLLAMA_URL=ollama.url,
+            OLLAMA_VISION_MODEL="qwen2.5vl:3b",
+        )
+    found = [
+        (finding["verdict"], finding["found"]) for finding in json.loads(shown.stdout) if finding["check"] == "ollama"
+    ]
+    assert found == [
+        ("ok", "version 0.13.5"),
+        ("ok", "llama3.2:3b: text only"),
+        ("warn", "qwen2.5vl:3b is not there"),
+    ]
+
+
+def test_beyond_loopback_the_gateway_wants_a_secret(tmp_path: Path) -> None:
+    shown = aiworker("gateway", cwd=tmp_path, HOST="0.0.0.0", PORT="0", DATABASE_URL="postgresql://x@127.0.0.1:1/x")
+    assert shown.returncode == 1
+    assert "SUPABASE_JWT_SECRET" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "says"),
+    [
+        (("worker",), {}, "set DATABASE_URL"),
+        (("migrate",), {}, "set DATABASE_URL"),
+        (("worker",), {"PORT": "banana"}, "PORT"),
+        (("status", "x"), {"PORT": "1"}, "aiworker up"),
+        (("models", "pull", "yolo99"), {}, "yolov8n"),
+        (("worker",), {"DATABASE_URL": "postgresql://x@127.0.0.1:1/x", "YOLO_MODEL": "nope.pt"}, "nope.pt"),
+        (("enqueue", "sofia_text", "--input", "{"), {}, "not JSON"),
+    ],
+)
+def test_a_command_that_cannot_work_says_what_to_do(
+    tmp_path: Path, arguments: tuple[str, ...], variables: dict[str, str], says: str
+) -> None:
+    shown = aiworker(*arguments, cwd=tmp_path, **variables)
+    assert shown.returncode in (1, 2)
+    assert says in shown.stderr.replace("\n", " ")
+    assert "Traceback" not in shown.stderr

@@ -1,0 +1,124 @@
+"""Two transactions at the same rows: one is held open, the other must come out right."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from aiworker.domain.errors import TooManyActiveJobs
+from aiworker.domain.job import ClaimedJob, JobStatus, NewJob
+from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
+from aiworker.queue.postgres import PostgresQueue
+
+TYPE = "sofia_text"
+LEASE_S = 6.0
+
+
+@pytest.fixture
+async def queue(database_url: str) -> AsyncIterator[PostgresQueue]:
+    async with PostgresQueue(database_url, timeout_s=20) as queue:
+        yield queue
+
+
+@pytest.fixture
+async def other(database_url: str) -> AsyncIterator[Any]:
+    """A connection that opens transactions by hand."""
+    connection = await asyncpg.connect(database_url, timeout=10)
+    yield connection
+    await connection.close()
+
+
+def new_job(**changes: Any) -> NewJob:
+    return NewJob(**({"user_id": uuid4(), "type": TYPE, "input": {}, "slo_s": 20.0} | changes))
+
+
+async def running(queue: PostgresQueue, count: int) -> list[ClaimedJob]:
+    for _ in range(count):
+        await queue.enqueue(new_job())
+    return await queue.claim("w", count, LEASE_S, [TYPE])
+
+
+async def until_blocked(connection: Any) -> None:
+    """Returns when another session waits for a lock that this one's transaction holds."""
+    async with asyncio.timeout(20):
+        while not await connection.fetchval(
+            "select exists (select from pg_locks where not granted and pg_backend_pid() = any (pg_blocking_pids(pid)))"
+        ):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_claim_passes_by_rows_that_an_open_claim_holds(queue: PostgresQueue, other: Any) -> None:
+    for _ in range(4):
+        await queue.enqueue(new_job())
+    async with other.transaction():
+        held = {row["id"] for row in await other.fetch("select id from claim_analyses('a', 3, '6 s', $1)", [TYPE])}
+        taken = {job.id for job in await queue.claim("b", 10, LEASE_S, [TYPE])}
+
+    assert len(held) == 3
+    assert len(taken) == 1
+    assert not held & taken
+
+
+@pytest.mark.parametrize(
+    "outcome", [Completed({}, 60), Failed("bad", "image_unreadable"), Retry(0, "x", "y"), Interrupted()]
+)
+async def test_an_outcome_that_waited_for_a_cancel_sees_it(queue: PostgresQueue, other: Any, outcome: Outcome) -> None:
+    [job] = await running(queue, 1)
+    async with other.transaction():
+        await other.execute("select cancel_analysis($1)", job.id)
+        finalising = asyncio.create_task(queue.finalise([(job.lease, outcome)]))
+        await until_blocked(other)
+
+    assert await finalising == {job.id}
+    assert (await queue.status(job.id, None)).status is JobStatus.CANCELLED
+
+
+async def test_an_outcome_that_waited_for_a_rescue_is_refused(queue: PostgresQueue, other: Any) -> None:
+    [job] = await running(queue, 1)
+    await other.execute("update analysis_jobs set lease_expires_at = now() - interval '1 s'")
+    async with other.transaction():
+        assert await other.fetchval("select rescue_expired()") == 1
+        finalising = asyncio.create_task(queue.finalise([(job.lease, Completed({}))]))
+        await until_blocked(other)
+
+    assert await finalising == frozenset()
+    assert (await queue.status(job.id, None)).status is JobStatus.PENDING
+
+
+async def test_the_limit_counts_a_job_whose_transaction_was_still_open(queue: PostgresQueue, other: Any) -> None:
+    user = uuid4()
+    async with other.transaction():
+        await other.execute("select enqueue_analysis($1, $2, '{}', 20, p_max_active => 1)", user, TYPE)
+        second = asyncio.create_task(queue.enqueue(new_job(user_id=user, max_active=1)))
+        await until_blocked(other)
+        # Another user does not wait.
+        assert (await queue.enqueue(new_job(max_active=1))).job_id is not None
+
+    with pytest.raises(TooManyActiveJobs):
+        await second
+
+
+async def test_batches_in_opposite_order_do_not_deadlock(database_url: str, queue: PostgresQueue) -> None:
+    jobs = await running(queue, 40)
+    leases = [job.lease for job in jobs]
+    async with PostgresQueue(database_url, timeout_s=20) as second:
+
+        async def renew() -> None:
+            for _ in range(20):
+                assert not (await queue.renew(leases, LEASE_S)).lost
+
+        async def report() -> None:
+            for percent in range(20):
+                await second.report(dict.fromkeys(reversed(leases), (percent, "detect")))
+
+        await asyncio.gather(renew(), report(), renew(), report())
+        written, _ = await asyncio.gather(
+            second.finalise([(lease, Completed({}, 60)) for lease in reversed(leases)]), queue.renew(leases, LEASE_S)
+        )
+
+    assert written == {job.id for job in jobs}
