@@ -50,7 +50,7 @@ class Sizes:
 
 
 FULL = Sizes(load_s=30, picks=300, floors=200, demos=5)
-QUICK = Sizes(load_s=8, picks=80, floors=60, demos=1)
+QUICK = Sizes(load_s=6, picks=50, floors=40, demos=1)
 
 
 @dataclass(frozen=True)
