@@ -60,8 +60,8 @@ class GatewayClient:
         except orjson.JSONDecodeError:
             raise GatewayError(f"{self._url} answers, but is no aiworker gateway") from None
         if response.status >= 400:
-            fields = reply.get("details", {}).get("fields")
-            raise GatewayError(f"{reply.get('error')} ({reply.get('code')})" + (f" {fields}" if fields else ""))
+            details = "".join(f" {name}: {value}" for name, value in reply.get("details", {}).items())
+            raise GatewayError(f"{reply.get('error')} ({reply.get('code')}){details}")
         return reply
 
 

@@ -120,7 +120,8 @@ def _foods_table(result: dict[str, Any]) -> Table:
     for heading, key in columns:
         mark = "+" if key in totals["incomplete"] else ""
         table.add_column(heading, footer=_figure(totals[key]) + mark, justify="right")
-    table.add_column("TACO", footer="+ some food has no figure" if totals["incomplete"] else "")
+    partial = any(key in totals["incomplete"] for _, key in columns)
+    table.add_column("TACO", footer="+ some food has no figure" if partial else "")
     for food in result["foods"]:
         figures = (_figure(food[key]) for _, key in columns)
         table.add_row(food["name"], *figures, food["taco_name"] or "not in the table")
