@@ -57,9 +57,6 @@ class Settings(BaseSettings):
     inference_threads: int = Field(0, ge=0, le=128, description="threads a child may use; 0 shares the cores out")
     inference_max_batch: int = Field(8, ge=1, le=64, description="images that go through the model together")
     inference_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    memory_budget_mb: int = Field(
-        0, ge=0, description="memory for worker and children; 0 means what the machine allows"
-    )
 
     ollama_url: str | None = Field(None, description="for example http://ollama:11434; unset, Ollama is not asked")
     ollama_model: str = Field("llama3.2:3b", description="text model")

@@ -1,0 +1,53 @@
+"""What the documents say is so."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import click
+import pytest
+
+from aiworker.cli.__main__ import main
+from aiworker.settings import Settings
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_configuration_is_what_the_settings_are() -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "build_configuration.py"))["page"]()
+    assert (ROOT / "docs" / "configuration.md").read_text() == page
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_every_module_in_the_diagram_exists() -> None:
+    named = set(
+        re.findall(r"\b((?:gateway|analyses|queue|scheduler|media|inference|llm|domain|cli)/[a-z_]+)\b", ARCHITECTURE)
+    )
+    assert len(named) > 15
+    missing = [name for name in named if not any((ROOT / "aiworker").glob(f"{name}*"))]
+    assert missing == []
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    known = set(main.list_commands(click.Context(main)))
+    assert set(re.findall(r"^aiworker ([a-z]+)", README, flags=re.MULTILINE)) <= known
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z]+)", README)) <= targets
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "adr").glob("*.md")), ids=lambda path: path.stem)
+def test_decisions_have_their_parts(path: Path) -> None:
+    text = path.read_text()
+    assert re.match(rf"# {path.stem[:3]}: ", text)
+    for part in ("Status: ", "## Context", "## Decision", "## Consequences"):
+        assert part in text
