@@ -9,7 +9,7 @@ begin
     raise exception using
       errcode = 'AW100',
       message = 'a table analysis_jobs of another shape is already there',
-      hint = 'convert it with `aiworker adopt`, or rename it';
+      hint = 'rename it, or take an empty database, before applying these migrations';
   end if;
 end;
 $$;
@@ -35,10 +35,6 @@ create table if not exists public.analysis_jobs (
   lease_expires_at timestamptz,
   cancel_requested_at timestamptz,
   cache_key text,
-  -- Whether an identical job waits for this one's result, or this one for another's.
-  shares boolean not null default false,
-  -- The identical job whose result this one waits for, or got. While it waits it cannot be claimed.
-  leader_id uuid,
   idempotency_key text,
   request_hash bytea,
   created_at timestamptz not null default now(),
@@ -50,11 +46,8 @@ create table if not exists public.analysis_jobs (
   due_at timestamptz not null default now(),
   -- When it may run next: `due_at`, or later after a retry.
   run_after timestamptz not null default now(),
-  -- How far its user's other active jobs push it back: fixed at enqueue, lowered when a more urgent twin waits for it.
-  setback_s integer not null default 0,
-  order_key timestamp not null generated always as (
-    (due_at at time zone 'UTC') + priority * interval '10 seconds' + setback_s * interval '1 second') stored,
-  check (leader_id is null or shares),
+  order_key timestamp not null
+    generated always as ((due_at at time zone 'UTC') + priority * interval '10 seconds') stored,
   check ((status = 'processing') = (lease_token is not null)),
   check ((status = 'processing') = (lease_expires_at is not null)),
   check ((status in ('completed', 'failed', 'cancelled')) = (completed_at is not null))
@@ -71,10 +64,8 @@ create table if not exists public.analysis_jobs (
 comment on column public.analysis_jobs.priority is '1 is most urgent; a level is worth 10 seconds of waiting';
 comment on column public.analysis_jobs.lease_token is 'proves the right to finish this attempt; new at every claim';
 
--- The order of the claim, and nothing but rows that can be claimed. `run_after` lets it pass by delayed jobs without
--- reading their rows.
-create index if not exists analysis_jobs_claim on public.analysis_jobs (order_key, run_after)
-  where status = 'pending' and leader_id is null;
+-- The order of the claim, and nothing but rows that can be claimed.
+create index if not exists analysis_jobs_claim on public.analysis_jobs (order_key) where status = 'pending';
 
 -- A user's limit and the depth of the queue: unfinished rows only.
 create index if not exists analysis_jobs_active on public.analysis_jobs (user_id)
@@ -82,15 +73,6 @@ create index if not exists analysis_jobs_active on public.analysis_jobs (user_id
 
 -- Rescue. Not keyed by the lease's end, or every renewal would have to write the index.
 create index if not exists analysis_jobs_running on public.analysis_jobs (started_at) where status = 'processing';
-
--- At most one unfinished job runs for a result that may be shared; the others follow it.
-create unique index if not exists analysis_jobs_leader on public.analysis_jobs (cache_key, type)
-  where shares and leader_id is null and status in ('pending', 'processing');
-create index if not exists analysis_jobs_followers on public.analysis_jobs (leader_id)
-  where leader_id is not null and status = 'pending';
-
--- Pruning. The rows of one batch have one moment, which a B-tree keeps once.
-create index if not exists analysis_jobs_finished on public.analysis_jobs (completed_at) where completed_at is not null;
 
 create unique index if not exists analysis_jobs_idempotency on public.analysis_jobs (user_id, idempotency_key)
   where idempotency_key is not null;
@@ -105,15 +87,6 @@ create table if not exists public.analysis_cache (
   created_at timestamptz not null default now()
 ) with (fillfactor = 90);
 
-create index if not exists analysis_cache_expiry on public.analysis_cache (expires_at);
-
--- A row per paused type; '*' is the whole queue.
-create table if not exists public.analysis_queue_state (
-  type text primary key,
-  paused_at timestamptz not null default now()
-);
-
--- Policies and grants are in 0004.
+-- No policy yet: roles other than the owner and those that bypass row security see nothing.
 alter table public.analysis_jobs enable row level security;
 alter table public.analysis_cache enable row level security;
-alter table public.analysis_queue_state enable row level security;
