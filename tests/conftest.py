@@ -7,14 +7,12 @@ import importlib.util
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
-import asyncpg
 import psutil
 import pytest
+from fakes.databases import cloned_database, execute, with_database
 
 from aiworker.cli.embedded_postgres import EmbeddedPostgres
 from aiworker.settings import Settings
@@ -75,8 +73,8 @@ def migrated_template(postgres_server: str) -> str:
     from aiworker.queue.migrate import migrate
 
     async def build() -> None:
-        await _execute(postgres_server, f"CREATE DATABASE {_TEMPLATE}")
-        await migrate(_with_database(postgres_server, _TEMPLATE))
+        await execute(postgres_server, f"CREATE DATABASE {_TEMPLATE}")
+        await migrate(with_database(postgres_server, _TEMPLATE))
 
     asyncio.run(build())
     return _TEMPLATE
@@ -85,32 +83,15 @@ def migrated_template(postgres_server: str) -> str:
 @pytest.fixture
 def database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
     """A fresh, migrated database."""
-    yield from _database(postgres_server, migrated_template)
+    with cloned_database(postgres_server, migrated_template) as url:
+        yield url
 
 
 @pytest.fixture
 def empty_database_url(postgres_server: str) -> Iterator[str]:
     """A fresh database without any table."""
-    yield from _database(postgres_server, "template0")
-
-
-def _database(server: str, template: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex}"
-    asyncio.run(_execute(server, f"CREATE DATABASE {name} TEMPLATE {template}"))
-    yield _with_database(server, name)
-    asyncio.run(_execute(server, f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-async def _execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url, timeout=30)
-    try:
-        await connection.execute(statement, timeout=30)
-    finally:
-        await connection.close()
-
-
-def _with_database(url: str, name: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+    with cloned_database(postgres_server, "template0") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from aiworker.domain.completion import Completion
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import NoProvider, ProviderError
+from aiworker.domain.job import JobType, Sharing
 from aiworker.domain.messages import sentence
 from aiworker.domain.ports import Detector, ImageSource, TextModel
 
@@ -66,8 +67,8 @@ class AnalysisResult(BaseModel):
     degraded_code: str | None = None
     degraded_reason: str | None = None
     provider: ProviderNote | None = None
-    providers_skipped: dict[str, str] = {}
-    stages_ms: dict[str, float] = {}
+    providers_skipped: dict[str, str] = Field(default_factory=dict)
+    stages_ms: dict[str, float] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,7 @@ class StageClock:
             self.elapsed_ms[stage] = self.elapsed_ms.get(stage, 0.0) + spent
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """What one run of an analysis is given besides its input."""
 
     job_id: UUID
@@ -111,7 +111,7 @@ class Attempt:
 class Analysis:
     """One job type, called `name`. `version` is part of the cache key: raise it when prompt, rules or result change.
 
-    `slo_s` sets the deadline, `estimate_s` is what clients are told; only `cacheable` results are ever shared.
+    `slo_s` sets the deadline, `estimate_s` is what clients are told, `sharing` who may be given a result again.
     """
 
     name: str
@@ -120,7 +120,12 @@ class Analysis:
     run: Callable[[Any, Attempt], Awaitable[AnalysisResult]]
     slo_s: float
     estimate_s: int
-    cacheable: bool
+    sharing: Sharing
+
+    @property
+    def job_type(self) -> JobType:
+        """What the queue has to know of it."""
+        return JobType(self.name, self.version, self.slo_s, self.sharing)
 
 
 def provenance(answer: Completion | None, error: ProviderError | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,14 +15,15 @@ ANALYSES: dict[str, Analysis] = {
     analysis.name: analysis for analysis in (sofia_image.ANALYSIS, sofia_text.ANALYSIS, unified_assistant.ANALYSIS)
 }
 
-_OLD_NAMES = {"food_image": "sofia_image"}
+OLD_NAMES = {"food_image": "sofia_image"}
+"""What clients and old rows may still call a type."""
 
 
-def find_analysis(job_type: str) -> Analysis:
+def find_analysis(job_type: str, analyses: Mapping[str, Analysis] = ANALYSES) -> Analysis:
     """The analysis of that name, or of that old name. Raises UnknownJobType, which lists them all."""
-    analysis = ANALYSES.get(_OLD_NAMES.get(job_type, job_type))
+    analysis = analyses.get(OLD_NAMES.get(job_type, job_type))
     if analysis is None:
-        raise UnknownJobType("no such job type", types=", ".join(sorted(ANALYSES)))
+        raise UnknownJobType("no such job type", types=", ".join(sorted(analyses)))
     return analysis
 
 

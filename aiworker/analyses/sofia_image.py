@@ -272,5 +272,5 @@ ANALYSIS = Analysis(
     run=run,
     slo_s=15.0,
     estimate_s=10,
-    cacheable=True,
+    sharing="everyone",
 )

@@ -123,5 +123,5 @@ ANALYSIS = Analysis(
     run=run,
     slo_s=15.0,
     estimate_s=5,
-    cacheable=True,
+    sharing="everyone",
 )

@@ -135,5 +135,5 @@ ANALYSIS = Analysis(
     run=run,
     slo_s=15.0,
     estimate_s=8,
-    cacheable=False,
+    sharing="never",
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 JsonObject = Mapping[str, Any]
@@ -24,20 +24,34 @@ class JobStatus(StrEnum):
         return self in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
+Sharing = Literal["never", "user", "everyone"]
+"""Who may be given the result of an identical request: nobody; its own user, where it reads personal context; all."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobType:
+    """What a type of job asks of the queue. `version` is part of what makes two requests the same; a job's deadline is
+    `slo_s` seconds after it is due."""
+
+    name: str
+    version: str
+    slo_s: float
+    sharing: Sharing
+
+
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What a client asks for. `slo_s` sets the deadline; `cache_key` None means never share the result."""
+    """What a client asks for. `unlimited` leaves the limit of active jobs out; None attempts are the queue's own."""
 
     user_id: UUID
     type: str
     input: JsonObject
-    slo_s: float
     priority: int = 5
-    max_attempts: int = 3
-    cache_key: str | None = None
     idempotency_key: str | None = None
     delay_s: float = 0.0
-    max_active: int | None = 10
+    use_cache: bool = True
+    unlimited: bool = False
+    max_attempts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +63,14 @@ class Enqueued:
     cached_result: JsonObject | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """The right to finish one attempt of one job. Every write carries both."""
 
     job_id: UUID
     token: UUID
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedJob:
+class ClaimedJob(NamedTuple):
     """One attempt. `attempt` counts from 1; `deadline_in_s` may be negative for a job that is already late."""
 
     lease: Lease
@@ -69,7 +81,6 @@ class ClaimedJob:
     max_attempts: int
     deadline_in_s: float
     waited_s: float
-    cache_key: str | None = None
 
     @property
     def id(self) -> UUID:
@@ -110,10 +121,13 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """Unfinished rows only. `oldest_pending_s` is the age of the oldest job that could run now."""
+    """Unfinished rows only. `following` wait for the result of an identical job, `oldest_pending_s` is the age of the
+    oldest job that could run now, and `paused` are types that are not handed out ("*" is all)."""
 
     pending: int = 0
     processing: int = 0
     delayed: int = 0
+    following: int = 0
     oldest_pending_s: float = 0.0
     by_type: Mapping[str, int] = field(default_factory=dict)
+    paused: tuple[str, ...] = ()

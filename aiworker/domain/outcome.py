@@ -70,9 +70,18 @@ def _as_worker_error(error: BaseException) -> WorkerError:
     return WorkerError(type(error).__name__)
 
 
+_LABELS: dict[type[Outcome], str] = {
+    Completed: "completed",
+    Retry: "retry",
+    Failed: "failed",
+    Cancelled: "cancelled",
+    Interrupted: "interrupted",
+}
+
+
 def label(outcome: Outcome) -> str:
-    """A metric label: completed, retry, failed, cancelled or interrupted."""
-    return type(outcome).__name__.lower()
+    """Its name in the queue, in metrics and in logs: completed, retry, failed, cancelled or interrupted."""
+    return _LABELS[type(outcome)]
 
 
 def degraded(result: JsonObject) -> bool:

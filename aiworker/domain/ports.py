@@ -16,8 +16,8 @@ from aiworker.domain.outcome import Outcome
 class JobIntake(Protocol):
     """The gateway's side of the queue. Every method raises DatabaseUnavailable when the database does not answer."""
 
-    async def enqueue(self, job: NewJob, *, use_cache: bool = True) -> Enqueued:
-        """Raises TooManyActiveJobs, IdempotencyConflict."""
+    async def enqueue(self, job: NewJob) -> Enqueued:
+        """Raises TooManyActiveJobs, IdempotencyConflict, UnknownJobType, InputRejected."""
         ...
 
     async def status(self, job_id: UUID, user_id: UUID | None) -> JobView:
@@ -45,7 +45,7 @@ class JobSource(Protocol):
         ...
 
     async def finalise(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> frozenset[UUID]:
-        """Writes each outcome where its lease still holds and returns the ids that were written."""
+        """Writes each outcome where its lease still holds and returns the ids where it was gone."""
         ...
 
     async def rescue(self) -> int:

@@ -14,25 +14,31 @@ from aiworker.domain.errors import (
     InputRejected,
     JobAlreadyFinished,
     JobNotFound,
+    NotAllowed,
     QueueError,
     TooManyActiveJobs,
+    UnknownJobType,
     WorkerError,
 )
 
 # Raised by the functions in migrations/.
-_OURS: dict[str, type[QueueError]] = {
+_OURS: dict[str, type[WorkerError]] = {
     "AW001": TooManyActiveJobs,
     "AW002": IdempotencyConflict,
     "AW003": JobNotFound,
     "AW004": JobAlreadyFinished,
+    "AW005": UnknownJobType,
+    "AW006": NotAllowed,
 }
 _ANOTHER_SHAPE = "AW100"
 
-# Connection, transaction rollback, insufficient resources, lock not available, operator intervention, system error.
-_MAY_WORK_LATER = ("08", "40", "53", "55", "57", "58")
+# Connection, statement lost in a pooler, transaction rollback, insufficient resources, lock not available, operator
+# intervention, system error.
+_MAY_WORK_LATER = ("08", "26", "40", "42P05", "53", "55", "57", "58")
 _UNREADABLE_VALUE = ("22", "23514")
 _NOT_LET_IN = ("28", "3D")
 _NOT_MIGRATED = ("42P01", "42883", "42703")
+_NOT_GRANTED = "42501"
 
 
 def error_of(error: Exception) -> WorkerError:
@@ -46,9 +52,13 @@ def error_of(error: Exception) -> WorkerError:
     if state in _OURS:
         return _OURS[state]()
     if state == _ANOTHER_SHAPE:
-        return ConfigurationError("the database has a table analysis_jobs of another shape: rename it, then migrate")
+        return ConfigurationError(
+            "the database has a table analysis_jobs or analysis_cache of another shape: see `aiworker adopt --dry-run`"
+        )
     if state in _NOT_MIGRATED:
         return ConfigurationError(f"the database lacks tables or functions ({note}): run `aiworker migrate`")
+    if state == _NOT_GRANTED:
+        return ConfigurationError(f"the database user lacks rights ({note}): run `grant aiworker to <user>`")
     if state.startswith(_NOT_LET_IN):
         return ConfigurationError(f"the database does not let us in ({note}): correct user or name in DATABASE_URL")
     if state.startswith(_UNREADABLE_VALUE):

@@ -8,10 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
-
 from aiworker.domain.errors import WorkerError
-from aiworker.queue.database import connect_options
+from aiworker.queue.connect import Connector, Pooler
 from aiworker.queue.errors import translated
 from aiworker.telemetry.logs import get_logger
 
@@ -36,19 +34,24 @@ class Listener:
         timeout_s: float = 5.0,
         probe_s: float = 10.0,
         application_name: str = "aiworker listener",
+        pooler: Pooler = "auto",
     ) -> None:
-        self._url = database_url
+        self._connector = Connector(database_url, timeout_s=timeout_s, application_name=application_name, pooler=pooler)
         self._timeout_s = timeout_s
         self._probe_s = probe_s
-        self._options = connect_options(timeout_s, application_name)
 
     async def listen(self) -> AsyncGenerator[str, None]:
-        """Hints for as long as it is iterated; a burst comes as one. Wrap it in `contextlib.aclosing`."""
+        """Hints for as long as it is iterated; a burst comes as one. Wrap it in `contextlib.aclosing`.
+
+        Through a transaction pooler nobody can listen: its first hints are its last, and the holder polls.
+        """
         pause = _FIRST_PAUSE_S
         while True:
             try:
                 async with self._subscription() as subscription:
                     pause = _FIRST_PAUSE_S
+                    if await self._connector.through_pooler():
+                        break
                     while True:
                         for hint in await subscription.next_hints(self._probe_s, self._timeout_s):
                             yield hint
@@ -56,11 +59,15 @@ class Listener:
                 _log.warning("listener_lost", code=lost.code, note=lost.note, retry_in_s=pause)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(_LONGEST_PAUSE_S, pause * 2)
+        _log.warning("no_notifications", reason="transaction pooler", do="set DATABASE_URL to a direct connection")
+        for hint in _EVERY_HINT:
+            yield hint
+        await asyncio.Future()
 
     @asynccontextmanager
     async def _subscription(self) -> AsyncIterator[_Subscription]:
         with translated():
-            connection = await asyncpg.connect(self._url, **self._options)
+            connection = await self._connector()
         try:
             subscription = _Subscription(connection)
             await subscription.begin(self._timeout_s)

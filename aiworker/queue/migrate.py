@@ -13,11 +13,13 @@ from typing import Any
 import asyncpg
 
 from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
+from aiworker.queue.connect import Connector
 from aiworker.queue.errors import error_of, translated
 
 _CONNECT_TIMEOUT_S = 10.0
 _FILE_TIMEOUT_S = 300.0
 
+_PATIENCE = f"set local statement_timeout = {int(_FILE_TIMEOUT_S * 1000)}"
 _LOCK = "select pg_advisory_xact_lock(hashtextextended('aiworker.migrate', 0))"
 _LEDGER = """
 create table if not exists public.aiworker_migrations (
@@ -27,6 +29,7 @@ create table if not exists public.aiworker_migrations (
 )"""
 _LEDGER_EXISTS = "select to_regclass('public.aiworker_migrations') is not null"
 _APPLIED = "select name, checksum from public.aiworker_migrations"
+_FORGET = "delete from public.aiworker_migrations"
 _RECORD = "insert into public.aiworker_migrations (name, checksum) values ($1, $2)"
 
 
@@ -60,7 +63,7 @@ async def migrate(database_url: str) -> list[str]:
 
 async def pending(database_url: str) -> list[str]:
     """The names that `migrate` would apply. Changes nothing; raises as `migrate` does."""
-    async with _connected(database_url) as connection:
+    async with connected(database_url) as connection:
         applied = dict(await connection.fetch(_APPLIED)) if await connection.fetchval(_LEDGER_EXISTS) else {}
         return [migration.name for migration in _missing(shipped(), applied)]
 
@@ -68,26 +71,43 @@ async def pending(database_url: str) -> list[str]:
 async def apply(database_url: str, migrations: list[Migration]) -> list[str]:
     """`migrate` with the files given."""
     done: list[str] = []
-    async with _connected(database_url) as connection:
-        async with _exclusive(connection):
+    async with connected(database_url) as connection:
+        async with exclusive(connection):
             await connection.execute(_LEDGER)
             missing = _missing(migrations, dict(await connection.fetch(_APPLIED)))
         for migration in missing:
-            async with _exclusive(connection):
+            async with exclusive(connection):
                 # Another migrator may have been faster.
                 if _missing([migration], dict(await connection.fetch(_APPLIED))):
-                    await _run(connection, migration)
-                    await connection.execute(_RECORD, migration.name, migration.checksum)
+                    await run(connection, migration)
                     done.append(migration.name)
     return done
 
 
-async def _run(connection: Any, migration: Migration) -> None:
-    """Raises ConfigurationError for a statement that this database refuses."""
+async def start_over(connection: Any) -> None:
+    """Forgets what was applied, and applies everything, inside the transaction that is open."""
+    await connection.execute(_LEDGER)
+    await connection.execute(_FORGET)
+    for migration in shipped():
+        await run(connection, migration)
+
+
+async def run(connection: Any, migration: Migration) -> None:
+    """Applies and records one file. Raises ConfigurationError for a statement that this database refuses."""
+    await _apply(connection, migration)
+    await connection.execute(_RECORD, migration.name, migration.checksum)
+
+
+async def _apply(connection: Any, migration: Migration) -> None:
     try:
         await connection.execute(migration.sql)
     except asyncpg.PostgresError as error:
         ours = error_of(error)
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            raise ConfigurationError(
+                f"the database user may not do what {migration.name} does: run `aiworker migrate` once as the owner,"
+                " who may create roles, and let gateway and worker use a login that is `in role aiworker`"
+            ) from None
         if isinstance(ours, DatabaseUnavailable | ConfigurationError):
             raise ours from None
         reason = f"{type(error).__name__}, SQLSTATE {error.sqlstate}"
@@ -104,14 +124,11 @@ def _missing(migrations: list[Migration], applied: dict[str, str]) -> list[Migra
 
 
 @asynccontextmanager
-async def _connected(database_url: str) -> AsyncIterator[Any]:
+async def connected(database_url: str) -> AsyncIterator[Any]:
+    """A connection whose errors come out as ours."""
+    connector = Connector(database_url, timeout_s=_CONNECT_TIMEOUT_S, application_name="aiworker migrate")
     with translated():
-        connection = await asyncpg.connect(
-            database_url,
-            timeout=_CONNECT_TIMEOUT_S,
-            command_timeout=_FILE_TIMEOUT_S,
-            server_settings={"application_name": "aiworker migrate", "client_min_messages": "warning"},
-        )
+        connection = await connector(command_timeout=_FILE_TIMEOUT_S)
         try:
             yield connection
         finally:
@@ -119,8 +136,10 @@ async def _connected(database_url: str) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def _exclusive(connection: Any) -> AsyncIterator[None]:
+async def exclusive(connection: Any) -> AsyncIterator[None]:
+    """A transaction in which nobody else migrates."""
     async with connection.transaction():
+        await connection.execute(_PATIENCE)
         await connection.execute(_LOCK)
         yield
 

@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from aiworker.domain.errors import JobNotFound
-from aiworker.domain.job import ClaimedJob, Enqueued, JobView, Lease, NewJob, QueueDepth, Renewal
+from aiworker.domain.job import ClaimedJob, Enqueued, JobType, JobView, Lease, NewJob, QueueDepth, Renewal
 from aiworker.domain.messages import sentence
 from aiworker.domain.outcome import Outcome
+from aiworker.queue.connect import Connector, Pooler
 from aiworker.queue.database import Database
-from aiworker.queue.rows import claimed_job, enqueued, job_view, outcome_record, queue_depth
+from aiworker.queue.looks import Looks
+from aiworker.queue.rows import (
+    claimed_jobs,
+    enqueued,
+    in_lock_order,
+    job_view,
+    lease_columns,
+    outcome_columns,
+    queue_depth,
+)
 
-_ENQUEUE = "select * from public.enqueue_analysis($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+_ENQUEUE = "select * from public.enqueue_analysis($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _STATUS = "select * from public.get_analysis_status($1, $2)"
 _CANCEL = "select * from public.cancel_analysis($1, $2)"
 _DEPTH = "select * from public.analysis_queue_depth()"
-_CLAIM = "select * from public.claim_analyses($1, $2, $3, $4)"
+CLAIM = """
+select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s, looked_at_s
+  from public.claim_analyses($1, $2, $3, $4, $5, $6)"""
 _RENEW = "select * from public.renew_leases($1, $2, $3)"
 _REPORT = "select public.report_progress($1, $2, $3, $4)"
-_FINALISE = "select * from public.finalise_analyses($1) as id"
+FINALISE = "select public.finalise_analyses($1, $2, $3, $4, $5, $6, $7, $8) as lost"
 _RESCUE = "select public.rescue_expired($1) as rescued"
+_CONFIGURE = "select public.configure_analyses($1, $2, $3)"
+_PAUSE = "select public.pause_analyses($1)"
+_RESUME = "select public.resume_analyses($1)"
+_PRUNE = "select public.prune_analyses($1, $2) as pruned"
+
+ALL_TYPES = "*"
+"""Stands for every type where one is paused or resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRules:
+    """What a process tells the queue before it first uses it: the types that it serves, how many unfinished jobs a
+    user may have, and how often a job is tried. The last to say so is right."""
+
+    types: tuple[JobType, ...]
+    max_active: int = 10
+    max_attempts: int = 3
 
 
 class PostgresQueue:
@@ -34,11 +65,19 @@ class PostgresQueue:
     """
 
     def __init__(
-        self, database_url: str, *, timeout_s: float = 10.0, application_name: str = "aiworker", connections: int = 4
+        self,
+        database_url: str,
+        rules: QueueRules | None = None,
+        *,
+        timeout_s: float = 10.0,
+        application_name: str = "aiworker",
+        connections: int = 4,
+        pooler: Pooler = "auto",
     ) -> None:
-        self._database = Database(
-            database_url, timeout_s=timeout_s, application_name=application_name, connections=connections
-        )
+        connector = Connector(database_url, timeout_s=timeout_s, application_name=application_name, pooler=pooler)
+        self._database = Database(connector, timeout_s=timeout_s, connections=connections)
+        self._looks = Looks()
+        self._untold = rules
 
     async def __aenter__(self) -> Self:
         await self._database.__aenter__()
@@ -49,21 +88,34 @@ class PostgresQueue:
     ) -> None:
         await self._database.__aexit__(kind, error, trace)
 
-    async def enqueue(self, job: NewJob, *, use_cache: bool = True) -> Enqueued:
-        """Raises TooManyActiveJobs, IdempotencyConflict, InputRejected for a value that cannot be stored."""
+    async def configure(self, rules: QueueRules) -> None:
+        """Types that `rules` does not name stay as they are: another release may still serve them."""
+        types = [
+            {"type": each.name, "version": each.version, "slo_s": each.slo_s, "sharing": each.sharing}
+            for each in rules.types
+        ]
+        await self._database.fetch(_CONFIGURE, types, rules.max_active, rules.max_attempts)
+
+    async def _tell(self) -> None:
+        # At the first use and not when it is opened, for the database may not be there yet.
+        if (rules := self._untold) is not None:
+            await self.configure(rules)
+            self._untold = None
+
+    async def enqueue(self, job: NewJob) -> Enqueued:
+        """Raises TooManyActiveJobs, IdempotencyConflict, UnknownJobType, InputRejected for what cannot be stored."""
+        await self._tell()
         rows = await self._database.fetch(
             _ENQUEUE,
-            job.user_id,
             job.type,
             job.input,
-            job.slo_s,
+            job.user_id,
             job.priority,
-            job.max_attempts,
-            job.cache_key,
             job.idempotency_key,
             job.delay_s,
-            job.max_active,
-            use_cache,
+            job.use_cache,
+            job.max_attempts,
+            job.unlimited,
         )
         return enqueued(rows[0])
 
@@ -83,16 +135,22 @@ class PostgresQueue:
         return queue_depth(await self._database.fetch(_DEPTH))
 
     async def claim(self, worker_id: str, limit: int, lease_s: float, types: Collection[str]) -> list[ClaimedJob]:
-        """At most `limit` due jobs, most urgent first."""
+        """At most `limit` due jobs, most urgent first. One token fences all of them, since no job is in it twice."""
         if limit <= 0 or not types:
             return []
+        await self._tell()
+        token, began = uuid4(), time.monotonic()
+        since = self._looks.since(began)
         lease = timedelta(seconds=lease_s)
-        return [claimed_job(row) for row in await self._database.fetch(_CLAIM, worker_id, limit, lease, list(types))]
+        rows = await self._database.fetch(CLAIM, worker_id, limit, lease, list(types), token, since)
+        self._looks.looked(since, began, time.monotonic(), rows[0]["looked_at_s"] if 0 < len(rows) < limit else None)
+        return claimed_jobs(rows, token)
 
     async def renew(self, leases: Sequence[Lease], lease_s: float) -> Renewal:
         if not leases:
             return Renewal()
-        rows = await self._database.fetch(_RENEW, *_columns(leases), timedelta(seconds=lease_s))
+        columns = lease_columns(in_lock_order(leases))
+        rows = await self._database.fetch(_RENEW, *columns, timedelta(seconds=lease_s))
         return Renewal(
             lost=frozenset(lease.job_id for lease in leases) - {row["id"] for row in rows},
             cancel_requested=frozenset(row["id"] for row in rows if row["cancel_requested"]),
@@ -100,21 +158,33 @@ class PostgresQueue:
 
     async def report(self, progress: Mapping[Lease, tuple[int, str]]) -> None:
         if progress:
-            percents = [percent for percent, _ in progress.values()]
-            stages = [stage for _, stage in progress.values()]
-            await self._database.fetch(_REPORT, *_columns(list(progress)), percents, stages)
+            leases = in_lock_order(progress)
+            percents = [progress[lease][0] for lease in leases]
+            stages = [progress[lease][1] for lease in leases]
+            await self._database.fetch(_REPORT, *lease_columns(leases), percents, stages)
 
     async def finalise(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> frozenset[UUID]:
+        """Answers the ids whose lease was gone."""
         if not outcomes:
             return frozenset()
-        records = [outcome_record(lease, outcome) for lease, outcome in outcomes]
-        return frozenset(row["id"] for row in await self._database.fetch(_FINALISE, records))
+        rows = await self._database.fetch(FINALISE, *outcome_columns(outcomes))
+        return frozenset(row["lost"] for row in rows)
 
     async def rescue(self) -> int:
         rows = await self._database.fetch(_RESCUE, sentence("attempts_exhausted"))
         rescued: int = rows[0]["rescued"]
         return rescued
 
+    async def pause(self, job_type: str = ALL_TYPES) -> None:
+        """Hands out no more jobs of this type; those that run go on."""
+        await self._database.fetch(_PAUSE, job_type)
 
-def _columns(leases: Sequence[Lease]) -> tuple[list[UUID], list[UUID]]:
-    return [lease.job_id for lease in leases], [lease.token for lease in leases]
+    async def resume(self, job_type: str = ALL_TYPES) -> None:
+        """Takes one pause back; a type stays paused while all are."""
+        await self._database.fetch(_RESUME, job_type)
+
+    async def prune(self, keep_s: float, limit: int = 500) -> int:
+        """Removes jobs that ended longer than `keep_s` ago and expired cache entries, at most `limit` of each."""
+        rows = await self._database.fetch(_PRUNE, timedelta(seconds=keep_s), limit)
+        pruned: int = rows[0]["pruned"]
+        return pruned

@@ -1,34 +1,28 @@
-"""Rows to values and outcomes to records. Pure."""
+"""Rows to values and outcomes to columns. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import orjson
 
 from aiworker.domain.errors import WorkerError
 from aiworker.domain.job import ClaimedJob, Enqueued, JobStatus, JobView, Lease, QueueDepth
 from aiworker.domain.messages import sentence
-from aiworker.domain.outcome import Cancelled, Completed, Failed, Interrupted, Outcome, Retry
+from aiworker.domain.outcome import Completed, Failed, Outcome, Retry, label
 from aiworker.queue.json_codec import storable
 
 Row = Mapping[str, Any]
 
 
-def claimed_job(row: Row) -> ClaimedJob:
-    """A row of `claim_analyses`."""
-    return ClaimedJob(
-        lease=Lease(row["id"], row["lease_token"]),
-        user_id=row["user_id"],
-        type=row["type"],
-        input=row["input"],
-        attempt=row["attempts"],
-        max_attempts=row["max_attempts"],
-        deadline_in_s=row["deadline_in_s"],
-        waited_s=row["waited_s"],
-        cache_key=row["cache_key"],
-    )
+def claimed_jobs(rows: Iterable[Sequence[Any]], token: UUID) -> list[ClaimedJob]:
+    """Rows of the claim; the last column, the moment of it, is not of the job."""
+    return [
+        ClaimedJob(Lease(job_id, token), user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s)
+        for job_id, user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s, _ in rows
+    ]
 
 
 def enqueued(row: Row) -> Enqueued:
@@ -47,34 +41,56 @@ def queue_depth(rows: Sequence[Row]) -> QueueDepth:
         pending=sum(row["pending"] for row in rows),
         processing=sum(row["processing"] for row in rows),
         delayed=sum(row["delayed"] for row in rows),
+        following=sum(row["following"] for row in rows),
         oldest_pending_s=max((row["oldest_pending_s"] for row in rows), default=0.0),
-        by_type={row["type"]: row["pending"] + row["processing"] + row["delayed"] for row in rows},
+        by_type={row["type"]: unfinished for row in rows if (unfinished := _unfinished(row))},
+        paused=tuple(sorted(row["type"] for row in rows if row["paused"])),
     )
 
 
-def outcome_record(lease: Lease, outcome: Outcome) -> dict[str, Any]:
-    """What `finalise_analyses` wants. A result that JSON cannot hold fails its own job, not the whole batch."""
-    record: dict[str, Any] = {"id": str(lease.job_id), "token": str(lease.token), "kind": _KINDS[type(outcome)]}
+def _unfinished(row: Row) -> int:
+    total: int = row["pending"] + row["processing"] + row["delayed"] + row["following"]
+    return total
+
+
+def in_lock_order(leases: Iterable[Lease]) -> list[Lease]:
+    """By id: every function of the queue locks the rows that it is given in that order, so none waits in a ring."""
+    return sorted(leases, key=_job_id)
+
+
+def _job_id(lease: Lease) -> UUID:
+    return lease.job_id
+
+
+def lease_columns(leases: Sequence[Lease]) -> tuple[list[UUID], list[UUID]]:
+    """Ids and tokens, in the order given."""
+    return [lease.job_id for lease in leases], [lease.token for lease in leases]
+
+
+def outcome_columns(outcomes: Iterable[tuple[Lease, Outcome]]) -> tuple[list[Any] | None, ...]:
+    """The arguments of `finalise_analyses`: ids, tokens, kinds, results, cache_ttls_s, delays_s, errors, error_codes.
+
+    A column that nobody uses is None. A result that JSON cannot hold fails its own job, not the whole batch.
+    """
+    ordered = sorted(outcomes, key=lambda each: each[0].job_id)
+    rows = [_outcome_row(outcome) for _, outcome in ordered]
+    ids, tokens = lease_columns([lease for lease, _ in ordered])
+    kinds, *others = (list(column) for column in zip(*rows, strict=True))
+    return ids, tokens, kinds, *(None if column.count(None) == len(column) else column for column in others)
+
+
+def _outcome_row(outcome: Outcome) -> tuple[Any, ...]:
+    """kind, result, cache_ttl_s, delay_s, error, error_code"""
     match outcome:
         case Completed(result, cache_ttl_s):
             try:
-                record |= {"result": orjson.Fragment(storable(result)), "cache_ttl_s": cache_ttl_s}
+                return "completed", orjson.Fragment(storable(result)), cache_ttl_s, None, None, None
             except TypeError:
                 code = WorkerError.code
-                return outcome_record(lease, Failed(sentence(code), code))
+                return _outcome_row(Failed(sentence(code), code))
         case Retry(delay_s, error, error_code):
-            record |= {"delay_s": delay_s, "error": error, "error_code": error_code}
+            return "retry", None, None, delay_s, error, error_code
         case Failed(error, error_code):
-            record |= {"error": error, "error_code": error_code}
-        case Cancelled() | Interrupted():
-            pass
-    return record
-
-
-_KINDS: dict[type[Outcome], str] = {
-    Completed: "completed",
-    Retry: "retry",
-    Failed: "failed",
-    Cancelled: "cancelled",
-    Interrupted: "interrupted",
-}
+            return "failed", None, None, None, error, error_code
+        case _:
+            return label(outcome), None, None, None, None, None

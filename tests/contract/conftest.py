@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from fakes.queue_bench import Bench, memory_bench, postgres_bench
+from fakes.queue_bench import RULES, Bench, memory_bench, postgres_bench
 
 from aiworker.queue.listen import Listener
 from aiworker.queue.postgres import PostgresQueue
@@ -22,7 +22,7 @@ async def bench(database: str | None) -> AsyncIterator[Bench]:
     if database is None:
         yield memory_bench()
         return
-    async with PostgresQueue(database, timeout_s=20) as queue:
+    async with PostgresQueue(database, RULES, timeout_s=20) as queue:
         connection = await asyncpg.connect(database, timeout=10)
         try:
             yield postgres_bench(queue, Listener(database), connection)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
-from fakes.queue_bench import EVERY_OUTCOME, IMAGE, LEASE_S, TEXT, USER, Bench, new_job
+from fakes.queue_bench import EVERY_OUTCOME, IMAGE, LEASE_S, LIMIT, SHARED, TEXT, USER, Bench, new_job
 
+from aiworker.domain.errors import JobNotFound
 from aiworker.domain.job import JobStatus, Lease
 from aiworker.domain.messages import sentence
 from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
@@ -16,12 +17,12 @@ from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Ret
 
 class TestOrder:
     async def test_a_claim_hands_over_everything_that_the_scheduler_needs(self, bench: Bench) -> None:
-        job_id = await bench.add(input={"text": "maçã", "context": {"a": [1, 2.5, None]}}, cache_key="k")
+        job_id = await bench.add(input={"text": "maçã", "context": {"a": [1, 2.5, None]}})
         await bench.advance(3)
 
         job = await bench.claim_one()
 
-        assert (job.id, job.user_id, job.type, job.cache_key) == (job_id, USER, TEXT, "k")
+        assert (job.id, job.user_id, job.type) == (job_id, USER, TEXT)
         assert job.input == {"text": "maçã", "context": {"a": [1, 2.5, None]}}
         assert (job.attempt, job.max_attempts) == (1, 3)
         assert 3 <= job.waited_s < 20
@@ -43,6 +44,18 @@ class TestOrder:
         two_seconds_after = await bench.add(priority=5)
 
         assert [job.id for job in await bench.claim()] == [two_seconds_before, old, two_seconds_after]
+
+    async def test_one_users_backlog_does_not_stand_before_the_jobs_of_others(self, bench: Bench) -> None:
+        backlog = [await bench.add() for _ in range(3 * LIMIT)]
+        others = [await bench.add(user_id=uuid4()) for _ in range(5)]
+        late_other = await bench.add(user_id=uuid4(), priority=6)
+
+        order = [job.id for job in await bench.claim(limit=50)]
+
+        assert order[0] == backlog[0]
+        assert [job_id for job_id in order if job_id in backlog] == backlog
+        assert all(order.index(job_id) < 2 * len(others) for job_id in others)
+        assert order.index(late_other) < order.index(backlog[LIMIT + 1])
 
     async def test_no_more_than_asked_for_and_only_the_types_asked_for(self, bench: Bench) -> None:
         image = await bench.add(type=IMAGE)
@@ -81,7 +94,7 @@ class TestOrder:
 class TestFencing:
     @pytest.mark.parametrize("outcome", EVERY_OUTCOME, ids=lambda outcome: type(outcome).__name__)
     async def test_a_stale_token_writes_nothing(self, bench: Bench, outcome: Outcome) -> None:
-        await bench.add(cache_key="k")
+        await bench.add(type=SHARED)
         stale = await bench.claim_one()
         await bench.advance(LEASE_S + 1)
         assert await bench.queue.rescue() == 1
@@ -93,7 +106,7 @@ class TestFencing:
         assert (await bench.queue.renew([stale.lease], LEASE_S)).lost == {stale.id}
 
         assert await bench.view(current.id) == before
-        assert (await bench.queue.enqueue(new_job(cache_key="k"))).job_id is not None
+        assert (await bench.queue.enqueue(new_job(type=SHARED))).cached_result is None
         assert await bench.finish(current, Completed({"attempt": 2}))
         assert (await bench.view(current.id)).result == {"attempt": 2}
 
@@ -108,17 +121,18 @@ class TestFencing:
         view = await bench.view(job.id)
         assert (view.status, view.result) == (JobStatus.COMPLETED, {"kcal": 7})
 
-    async def test_a_batch_writes_what_holds_and_names_it(self, bench: Bench) -> None:
+    async def test_a_batch_writes_what_holds_and_names_the_rest(self, bench: Bench) -> None:
         for _ in range(3):
             await bench.add()
         first, second, third = await bench.claim()
         forged = Lease(second.id, uuid4())
 
-        written = await bench.queue.finalise(
+        lost = await bench.queue.finalise(
             [(first.lease, Completed({})), (forged, Completed({})), (third.lease, Failed("bad", "image_unreadable"))]
         )
 
-        assert written == {first.id, third.id}
+        assert lost == {second.id}
+        assert (await bench.view(first.id)).status is JobStatus.COMPLETED
         assert (await bench.view(second.id)).status is JobStatus.PROCESSING
         assert await bench.queue.finalise([]) == frozenset()
 
@@ -187,11 +201,12 @@ class TestOutcomes:
             await bench.add()
         slow, good = await bench.claim()
 
-        written = await bench.queue.finalise(
+        lost = await bench.queue.finalise(
             [(slow.lease, Retry(1e15, "later", "provider_rate_limited")), (good.lease, Completed({}))]
         )
 
-        assert written == {slow.id, good.id}
+        assert not lost
+        assert (await bench.view(good.id)).status is JobStatus.COMPLETED
         assert (await bench.queue.depth()).delayed == 1
 
     async def test_an_interruption_costs_no_attempt(self, bench: Bench) -> None:
@@ -214,6 +229,88 @@ class TestOutcomes:
         view = await bench.view(job.id)
         assert (view.status, view.progress, view.stage) == (JobStatus.PROCESSING, 40, "detect")
         assert view.updated_at >= view.started_at
+
+
+class TestPause:
+    async def test_nothing_is_handed_out_until_the_queue_is_resumed(self, bench: Bench) -> None:
+        job_id = await bench.add()
+        await bench.queue.pause()
+        await bench.queue.pause()
+
+        assert await bench.claim() == []
+        assert (await bench.queue.depth()).paused == ("*",)
+        await bench.queue.resume()
+
+        assert (await bench.claim_one()).id == job_id
+        assert (await bench.queue.depth()).paused == ()
+
+    async def test_all_that_came_meanwhile_is_handed_out_then(self, bench: Bench) -> None:
+        await bench.queue.pause()
+        assert await bench.claim() == []
+        wanted = [await bench.add() for _ in range(30)]
+        assert await bench.claim() == []
+        await bench.advance(60, remembering=True)
+        await bench.queue.resume()
+
+        claimed: list[UUID] = []
+        for _ in range(10):
+            claimed += [job.id for job in await bench.claim(limit=3)]
+
+        assert claimed == wanted
+
+    async def test_a_paused_type_does_not_hold_up_the_others(self, bench: Bench) -> None:
+        paused = await bench.add(type=IMAGE, priority=1)
+        other = await bench.add()
+        await bench.queue.pause(IMAGE)
+
+        assert [job.id for job in await bench.claim()] == [other]
+        await bench.queue.resume(IMAGE)
+        assert [job.id for job in await bench.claim()] == [paused]
+
+    async def test_what_runs_goes_on_and_what_came_back_waits(self, bench: Bench) -> None:
+        await bench.add()
+        job = await bench.claim_one()
+        await bench.queue.pause()
+
+        assert (await bench.queue.renew([job.lease], LEASE_S)).lost == frozenset()
+        assert await bench.finish(job, Retry(0.0, "later", "provider_timeout"))
+        assert await bench.claim() == []
+
+
+class TestPrune:
+    async def test_old_ends_go_and_nothing_else(self, bench: Bench) -> None:
+        for _ in range(3):
+            await bench.add()
+        done, failed, running = await bench.claim()
+        await bench.finish(done, Completed({}))
+        await bench.finish(failed, Failed("bad", "image_unreadable"))
+        pending = await bench.add()
+        assert await bench.queue.prune(keep_s=3600) == 0
+        await bench.advance(1)
+
+        assert await bench.queue.prune(keep_s=0) == 2
+
+        for gone in (done.id, failed.id):
+            with pytest.raises(JobNotFound):
+                await bench.view(gone)
+        assert (await bench.view(running.id)).status is JobStatus.PROCESSING
+        assert (await bench.view(pending)).status is JobStatus.PENDING
+
+    async def test_in_bounded_batches(self, bench: Bench) -> None:
+        for _ in range(5):
+            await bench.add()
+        await bench.queue.finalise([(job.lease, Completed({})) for job in await bench.claim()])
+        await bench.advance(1)
+
+        assert [await bench.queue.prune(0, limit=2) for _ in range(4)] == [2, 2, 1, 0]
+
+    async def test_expired_results_go_too(self, bench: Bench) -> None:
+        await bench.add(type=SHARED)
+        await bench.finish(await bench.claim_one(), Completed({}, cache_ttl_s=60))
+        assert await bench.queue.prune(keep_s=3600) == 0
+        await bench.advance(61)
+
+        assert await bench.queue.prune(keep_s=3600) == 1
 
 
 class TestRescue:

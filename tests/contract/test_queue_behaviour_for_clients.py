@@ -9,9 +9,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from fakes.queue_bench import EVERY_OUTCOME, IMAGE, LEASE_S, TEXT, USER, Bench, new_job
+from fakes.queue_bench import EVERY_OUTCOME, IMAGE, LEASE_S, LIMIT, PERSONAL, SHARED, TEXT, USER, Bench, new_job
 
-from aiworker.domain.errors import IdempotencyConflict, JobAlreadyFinished, JobNotFound, TooManyActiveJobs
+from aiworker.domain.errors import (
+    IdempotencyConflict,
+    JobAlreadyFinished,
+    JobNotFound,
+    TooManyActiveJobs,
+    UnknownJobType,
+)
 from aiworker.domain.job import JobStatus
 from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
 
@@ -38,7 +44,7 @@ class TestCancel:
     async def test_a_running_job_is_asked_to_stop_and_ends_cancelled_whatever_it_did(
         self, bench: Bench, outcome: Outcome
     ) -> None:
-        await bench.add(cache_key="k")
+        await bench.add(type=SHARED)
         job = await bench.claim_one()
 
         assert (await bench.queue.cancel(job.id, USER)).status is JobStatus.PROCESSING
@@ -47,7 +53,7 @@ class TestCancel:
 
         view = await bench.view(job.id)
         assert (view.status, view.result, view.error) == (JobStatus.CANCELLED, None, None)
-        assert (await bench.queue.enqueue(new_job(cache_key="k"))).cached_result is None
+        assert (await bench.queue.enqueue(new_job(type=SHARED))).cached_result is None
 
     async def test_a_cancelled_job_of_a_dead_worker_ends_cancelled(self, bench: Bench) -> None:
         await bench.add()
@@ -123,7 +129,7 @@ class TestStatus:
 
 class TestIdempotency:
     async def test_the_same_request_again_is_the_same_job_even_when_it_has_ended(self, bench: Bench) -> None:
-        wanted = new_job(idempotency_key="once", input={"a": 1, "b": {"c": 2}}, max_active=1)
+        wanted = new_job(idempotency_key="once", input={"a": 1, "b": {"c": 2}})
         first = await bench.queue.enqueue(wanted)
         shuffled = replace(wanted, input={"b": {"c": 2}, "a": 1})
 
@@ -156,74 +162,225 @@ class TestIdempotency:
 
 class TestLimit:
     async def test_the_next_one_is_refused_until_one_has_ended(self, bench: Bench) -> None:
-        for _ in range(3):
-            await bench.add(max_active=3)
+        for _ in range(LIMIT):
+            await bench.add(unlimited=False)
         with pytest.raises(TooManyActiveJobs):
-            await bench.add(max_active=3)
-        await bench.add(max_active=3, user_id=uuid4())
+            await bench.add(unlimited=False)
+        await bench.add(unlimited=False, user_id=uuid4())
         [job] = await bench.claim(limit=1)
         with pytest.raises(TooManyActiveJobs):
-            await bench.add(max_active=3)
+            await bench.add(unlimited=False)
 
         await bench.finish(job, Completed({}))
 
-        await bench.add(max_active=3)
+        await bench.add(unlimited=False)
+
+    async def test_delayed_and_following_jobs_count_too(self, bench: Bench) -> None:
+        for _ in range(LIMIT - 2):
+            await bench.add(unlimited=False, type=SHARED)
+        for _ in range(2):
+            await bench.add(unlimited=False, delay_s=3600)
+
+        with pytest.raises(TooManyActiveJobs):
+            await bench.add(unlimited=False)
+        assert await bench.add(unlimited=True)
 
     async def test_it_is_exact_when_everybody_asks_at_once(self, bench: Bench) -> None:
-        replies = await asyncio.gather(*(bench.add(max_active=10) for _ in range(60)), return_exceptions=True)
+        replies = await asyncio.gather(*(bench.add(unlimited=False) for _ in range(60)), return_exceptions=True)
 
         accepted = [reply for reply in replies if isinstance(reply, UUID)]
         refused = [reply for reply in replies if isinstance(reply, TooManyActiveJobs)]
         assert (len(accepted), len(refused)) == (10, 50)
 
 
+class TestTypes:
+    async def test_a_type_that_nobody_serves_is_refused(self, bench: Bench) -> None:
+        with pytest.raises(UnknownJobType):
+            await bench.add(type="palmistry")
+
+
 class TestCache:
     async def test_a_result_is_shared_until_it_expires_and_every_hit_counts(self, bench: Bench) -> None:
-        await bench.add(cache_key="k")
+        await bench.add(type=SHARED)
         await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
 
         for count in (1, 2):
-            hit = await bench.queue.enqueue(new_job(cache_key="k", user_id=uuid4()))
+            hit = await bench.queue.enqueue(new_job(type=SHARED, user_id=uuid4()))
             assert (hit.job_id, hit.status, hit.cached_result) == (None, JobStatus.COMPLETED, {"kcal": 5})
-            assert await bench.hits("k") == count
-        assert (await bench.queue.enqueue(new_job(cache_key="k"), use_cache=False)).job_id is not None
+            assert await bench.hits() == count
+        assert (await bench.queue.enqueue(new_job(type=SHARED, use_cache=False))).job_id is not None
         await bench.advance(61)
-        assert (await bench.queue.enqueue(new_job(cache_key="k"))).job_id is not None
-
-    async def test_a_hit_is_free_of_the_limit(self, bench: Bench) -> None:
-        await bench.add(cache_key="k", max_active=1)
-        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
-        await bench.add(max_active=1)
-
-        assert (await bench.queue.enqueue(new_job(cache_key="k", max_active=1))).cached_result == {"kcal": 5}
+        assert (await bench.queue.enqueue(new_job(type=SHARED))).job_id is not None
 
     @pytest.mark.parametrize(
-        ("cache_key", "outcome"),
+        ("same", "body"),
         [
-            ("k", Completed({"degraded": True}, cache_ttl_s=None)),
-            (None, Completed({"kcal": 5}, cache_ttl_s=60)),
-            ("k", Failed("bad", "image_unreadable")),
+            (True, {"b": {"d": [1, None], "c": 2.0}, "a": "x"}),
+            (False, {"a": "x", "b": {"c": 3, "d": [1, None]}}),
+            (False, {"a": "x", "b": {"c": 2, "d": [None, 1]}}),
+            (False, {"a": "x", "b": {"c": "2", "d": [1, None]}}),
+            (False, {"a": "x"}),
         ],
-        ids=["no ttl", "no key", "failed"],
+        ids=["other order of keys", "nested value", "order of a list", "type of a value", "key left out"],
     )
-    async def test_nothing_else_is_shared(self, bench: Bench, cache_key: str | None, outcome: Outcome) -> None:
-        await bench.add(cache_key=cache_key)
+    async def test_the_whole_input_counts(self, bench: Bench, same: bool, body: dict[str, Any]) -> None:
+        await bench.add(type=SHARED, input={"a": "x", "b": {"c": 2, "d": [1, None]}})
+        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+
+        again = await bench.queue.enqueue(new_job(type=SHARED, input=body))
+
+        assert (again.cached_result is not None) is same
+
+    async def test_what_reads_personal_context_is_shared_with_its_own_user_only(self, bench: Bench) -> None:
+        await bench.add(type=PERSONAL)
+        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+
+        assert (await bench.queue.enqueue(new_job(type=PERSONAL))).cached_result == {"kcal": 5}
+        other = await bench.queue.enqueue(new_job(type=PERSONAL, user_id=uuid4()))
+        assert other.cached_result is None
+        assert (await bench.claim_one()).id == other.job_id
+
+    async def test_a_hit_is_free_of_the_limit(self, bench: Bench) -> None:
+        await bench.add(type=SHARED)
+        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+        for _ in range(LIMIT):
+            await bench.add()
+
+        assert (await bench.queue.enqueue(new_job(type=SHARED, unlimited=False))).cached_result == {"kcal": 5}
+
+    @pytest.mark.parametrize(
+        ("job_type", "outcome"),
+        [
+            (SHARED, Completed({"degraded": True}, cache_ttl_s=None)),
+            (TEXT, Completed({"kcal": 5}, cache_ttl_s=60)),
+            (SHARED, Failed("bad", "image_unreadable")),
+        ],
+        ids=["degraded", "a type that is never shared", "failed"],
+    )
+    async def test_nothing_else_is_shared(self, bench: Bench, job_type: str, outcome: Outcome) -> None:
+        await bench.add(type=job_type)
         await bench.finish(await bench.claim_one(), outcome)
 
-        assert (await bench.queue.enqueue(new_job(cache_key=cache_key))).cached_result is None
+        assert (await bench.queue.enqueue(new_job(type=job_type))).cached_result is None
 
-    async def test_one_batch_may_hold_the_same_key_twice_and_a_newer_result_replaces_the_older(
-        self, bench: Bench
-    ) -> None:
-        for _ in range(2):
-            await bench.add(cache_key="k")
-        jobs = await bench.claim()
-        await bench.queue.finalise([(job.lease, Completed({"n": 1}, cache_ttl_s=60)) for job in jobs])
-        fresh = await bench.queue.enqueue(new_job(cache_key="k"), use_cache=False)
-        assert fresh.job_id is not None
+    async def test_a_newer_result_replaces_the_older(self, bench: Bench) -> None:
+        await bench.add(type=SHARED)
+        await bench.finish(await bench.claim_one(), Completed({"n": 1}, cache_ttl_s=60))
+        await bench.add(type=SHARED, use_cache=False)
         await bench.finish(await bench.claim_one(), Completed({"n": 2}, cache_ttl_s=60))
 
-        assert (await bench.queue.enqueue(new_job(cache_key="k"))).cached_result == {"n": 2}
+        assert (await bench.queue.enqueue(new_job(type=SHARED))).cached_result == {"n": 2}
+
+    async def test_one_batch_may_hold_the_same_request_twice(self, bench: Bench) -> None:
+        for _ in range(2):
+            await bench.add(type=SHARED, use_cache=False)
+        jobs = await bench.claim()
+
+        assert not await bench.queue.finalise([(job.lease, Completed({"n": 1}, cache_ttl_s=60)) for job in jobs])
+
+        assert (await bench.queue.enqueue(new_job(type=SHARED))).cached_result == {"n": 1}
+
+
+class TestSingleFlight:
+    async def test_identical_jobs_wait_for_the_first_and_have_its_result(self, bench: Bench) -> None:
+        first = await bench.add(type=SHARED)
+        second = await bench.add(type=SHARED, user_id=uuid4())
+        job = await bench.claim_one()
+        third = await bench.add(type=SHARED, user_id=uuid4())
+
+        depth = await bench.queue.depth()
+        assert (depth.processing, depth.pending, depth.following) == (1, 0, 2)
+        assert await bench.finish(job, Completed({"kcal": 5}, cache_ttl_s=60))
+
+        assert job.id == first
+        for job_id in (first, second, third):
+            view = await bench.view(job_id)
+            assert (view.status, view.result, view.progress) == (JobStatus.COMPLETED, {"kcal": 5}, 100)
+            assert view.completed_at is not None
+        assert await bench.claim() == []
+
+    async def test_simultaneous_requests_make_one_run(self, bench: Bench) -> None:
+        ids = await asyncio.gather(*(bench.add(type=SHARED, user_id=uuid4()) for _ in range(12)))
+
+        assert await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+
+        assert [(await bench.view(job_id)).status for job_id in ids] == [JobStatus.COMPLETED] * 12
+
+    @pytest.mark.parametrize(
+        "outcome",
+        [Failed("bad", "image_unreadable"), Completed({"degraded": True}, cache_ttl_s=None)],
+        ids=["failed", "degraded"],
+    )
+    async def test_an_end_that_is_not_shared_lets_the_next_run(self, bench: Bench, outcome: Outcome) -> None:
+        first = await bench.add(type=SHARED)
+        ids = [await bench.add(type=SHARED, user_id=uuid4(), priority=priority) for priority in (9, 4, 8)]
+        await bench.finish(await bench.claim_one(), outcome)
+
+        heir = await bench.claim_one()
+
+        assert heir.id == ids[1]
+        assert (await bench.view(first)).result == getattr(outcome, "result", None)
+        await bench.finish(heir, Completed({"kcal": 5}, cache_ttl_s=60))
+        assert [(await bench.view(job_id)).result for job_id in ids] == [{"kcal": 5}] * 3
+
+    async def test_a_cancelled_first_does_not_take_the_others_along(self, bench: Bench) -> None:
+        pending = await bench.add(type=SHARED)
+        second = await bench.add(type=SHARED)
+        third = await bench.add(type=SHARED)
+
+        await bench.queue.cancel(pending, USER)
+        job = await bench.claim_one()
+        assert job.id == second
+        await bench.queue.cancel(second, USER)
+        await bench.finish(job, Completed({"kcal": 5}, cache_ttl_s=60))
+
+        assert (await bench.view(third)).status is JobStatus.PENDING
+        assert (await bench.claim_one()).id == third
+
+    async def test_a_retry_of_the_first_keeps_the_others_waiting(self, bench: Bench) -> None:
+        first = await bench.add(type=SHARED)
+        await bench.add(type=SHARED)
+        await bench.finish(await bench.claim_one(), Retry(0.0, "later", "provider_timeout"))
+
+        assert [job.id for job in await bench.claim()] == [first]
+
+    async def test_a_first_that_died_for_good_lets_the_next_run(self, bench: Bench) -> None:
+        await bench.add(type=SHARED, max_attempts=1)
+        second = await bench.add(type=SHARED)
+        await bench.claim_one()
+        await bench.advance(LEASE_S + 1)
+        assert await bench.queue.rescue() == 1
+
+        assert (await bench.claim_one()).id == second
+
+    async def test_a_follower_is_cancelled_alone(self, bench: Bench) -> None:
+        first = await bench.add(type=SHARED)
+        follower = await bench.add(type=SHARED)
+
+        assert (await bench.queue.cancel(follower, USER)).status is JobStatus.CANCELLED
+
+        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+        assert (await bench.view(first)).status is JobStatus.COMPLETED
+        assert (await bench.view(follower)).status is JobStatus.CANCELLED
+
+    async def test_an_urgent_follower_lends_the_first_its_urgency(self, bench: Bench) -> None:
+        slow = await bench.add(type=SHARED, priority=9)
+        other = await bench.add(user_id=uuid4(), priority=4)
+        await bench.add(type=SHARED, priority=1, user_id=uuid4())
+
+        assert [job.id for job in await bench.claim()] == [slow, other]
+
+    async def test_what_is_delayed_or_wants_no_cache_runs_for_itself(self, bench: Bench) -> None:
+        await bench.add(type=SHARED, delay_s=30)
+        alone = await bench.add(type=SHARED, use_cache=False)
+        first = await bench.add(type=SHARED)
+
+        assert {job.id for job in await bench.claim()} == {alone, first}
+
+    async def test_personal_requests_fly_alone(self, bench: Bench) -> None:
+        ids = [await bench.add(type=PERSONAL, user_id=uuid4()) for _ in range(2)]
+
+        assert {job.id for job in await bench.claim()} == set(ids)
 
 
 class TestWakeUps:

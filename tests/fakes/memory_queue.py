@@ -8,13 +8,22 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID, uuid4
 
-from aiworker.domain.errors import IdempotencyConflict, JobAlreadyFinished, JobNotFound, TooManyActiveJobs
+from aiworker.analyses.registry import ANALYSES
+from aiworker.domain.errors import (
+    IdempotencyConflict,
+    JobAlreadyFinished,
+    JobNotFound,
+    TooManyActiveJobs,
+    UnknownJobType,
+)
 from aiworker.domain.job import (
     ClaimedJob,
     Enqueued,
     JobStatus,
+    JobType,
     JobView,
     JsonObject,
     Lease,
@@ -27,15 +36,23 @@ from aiworker.domain.outcome import Cancelled, Completed, Failed, Interrupted, O
 
 PENDING, PROCESSING = JobStatus.PENDING, JobStatus.PROCESSING
 LEVEL_S = 10.0
+APART_S, FAR_APART_S = 1.0, 10.0
+EVERY_TYPE = tuple(analysis.job_type for analysis in ANALYSES.values())
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
     new: NewJob
     created_at: float
     updated_at: float
     due_at: float
     run_after: float
+    deadline_at: float
+    place: float
+    max_attempts: int
+    cache_key: str | None = None
+    leads: bool | None = None
+    follows: bool = False
     id: UUID = field(default_factory=uuid4)
     status: JobStatus = PENDING
     attempts: int = 0
@@ -51,14 +68,9 @@ class _Row:
     started_at: float | None = None
     completed_at: float | None = None
 
-    @property
-    def order_key(self) -> float:
-        return self.due_at + self.new.priority * LEVEL_S
-
 
 @dataclass
 class _CacheEntry:
-    type: str
     response: JsonObject
     expires_at: float
     hit_count: int = 0
@@ -67,37 +79,86 @@ class _CacheEntry:
 class MemoryQueue:
     """`JobIntake`, `JobSource` and `WakeUps`. `clock` gives seconds since 1970."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        types: Collection[JobType] = EVERY_TYPE,
+        max_active: int = 10,
+        max_attempts: int = 3,
+    ) -> None:
         self._clock = clock
+        self._types = {each.name: each for each in types}
+        self._max_active = max_active
+        self._max_attempts = max_attempts
         self._rows: dict[UUID, _Row] = {}
         self._cache: dict[str, _CacheEntry] = {}
+        self._paused: set[str] = set()
         self._listeners: list[asyncio.Queue[str]] = []
 
-    async def enqueue(self, job: NewJob, *, use_cache: bool = True) -> Enqueued:
-        now = self._clock()
+    async def enqueue(self, job: NewJob) -> Enqueued:
+        kind = self._types.get(job.type)
+        if kind is None:
+            raise UnknownJobType
         if earlier := self._earlier(job):
             if _body(earlier.new) != _body(job):
                 raise IdempotencyConflict
             return Enqueued(earlier.id, earlier.status)
-        entry = self._cache.get(job.cache_key or "")
-        if use_cache and entry and entry.type == job.type and entry.expires_at > now:
-            entry.hit_count += 1
-            return Enqueued(None, JobStatus.COMPLETED, entry.response)
-        active = [r for r in self._rows.values() if r.new.user_id == job.user_id and not r.status.terminal]
-        if job.max_active is not None and len(active) >= job.max_active:
-            raise TooManyActiveJobs
-        due = now + job.delay_s
-        row = _Row(job, created_at=now, updated_at=now, due_at=due, run_after=due)
+        key = _cache_key(kind, job)
+        leader: _Row | None = None
+        leads: bool | None = None
+        if key is not None and job.use_cache and job.delay_s <= 0:
+            leader = next((row for row in self._unfinished() if row.leads and row.cache_key == key), None)
+            leads = leader is None
+            if leader is None and (hit := self._hit(key)):
+                return Enqueued(None, JobStatus.COMPLETED, hit.response)
+        row = self._new_row(job, kind, key, leads)
+        if leader is not None and leader.status is PENDING:
+            leader.place = min(leader.place, row.place)
         self._rows[row.id] = row
         if job.delay_s <= 0:
             self._hint("work")
         return Enqueued(row.id, PENDING)
+
+    def _new_row(self, job: NewJob, kind: JobType, key: str | None, leads: bool | None) -> _Row:
+        now = self._clock()
+        due = now + job.delay_s
+        others = sorted((r for r in self._unfinished() if r.new.user_id == job.user_id), key=lambda row: -row.place)
+        others = others[: self._max_active]
+        if len(others) >= self._max_active and not job.unlimited:
+            raise TooManyActiveJobs
+        apart = APART_S if len(others) < self._max_active else FAR_APART_S
+        before = [
+            r.place - r.new.priority * LEVEL_S for r in others if r.new.priority <= job.priority and r.run_after <= due
+        ]
+        return _Row(
+            job,
+            created_at=now,
+            updated_at=now,
+            due_at=due,
+            run_after=due,
+            deadline_at=due + kind.slo_s,
+            place=max([due, *(place + apart for place in before)]) + job.priority * LEVEL_S,
+            max_attempts=job.max_attempts or self._max_attempts,
+            cache_key=key,
+            leads=leads,
+            follows=leads is False,
+        )
 
     def _earlier(self, job: NewJob) -> _Row | None:
         if job.idempotency_key is None:
             return None
         wanted = (job.user_id, job.idempotency_key)
         return next((r for r in self._rows.values() if (r.new.user_id, r.new.idempotency_key) == wanted), None)
+
+    def _unfinished(self) -> list[_Row]:
+        return [row for row in self._rows.values() if not row.status.terminal]
+
+    def _hit(self, key: str) -> _CacheEntry | None:
+        entry = self._cache.get(key)
+        if entry is None or entry.expires_at <= self._clock():
+            return None
+        entry.hit_count += 1
+        return entry
 
     async def status(self, job_id: UUID, user_id: UUID | None) -> JobView:
         return _view(self._owned(job_id, user_id))
@@ -121,38 +182,53 @@ class MemoryQueue:
 
     async def depth(self) -> QueueDepth:
         now = self._clock()
-        unfinished = [row for row in self._rows.values() if not row.status.terminal]
-        due = [row for row in unfinished if row.status is PENDING and row.run_after <= now]
+        unfinished = self._unfinished()
+        due = [row for row in unfinished if row.status is PENDING and row.run_after <= now and not row.follows]
         running = [row for row in unfinished if row.status is PROCESSING]
+        following = [row for row in unfinished if row.follows]
         types = [row.new.type for row in unfinished]
         return QueueDepth(
             pending=len(due),
             processing=len(running),
-            delayed=len(unfinished) - len(due) - len(running),
+            delayed=len(unfinished) - len(due) - len(running) - len(following),
+            following=len(following),
             oldest_pending_s=max((now - row.run_after for row in due), default=0.0),
             by_type={name: types.count(name) for name in set(types)},
+            paused=tuple(sorted(self._paused)),
         )
+
+    async def pause(self, job_type: str = "*") -> None:
+        self._paused.add(job_type)
+
+    async def resume(self, job_type: str = "*") -> None:
+        self._paused.discard(job_type)
+        self._hint("work")
 
     async def claim(self, worker_id: str, limit: int, lease_s: float, types: Collection[str]) -> list[ClaimedJob]:
         now = self._clock()
-        due = [r for r in self._rows.values() if r.status is PENDING and r.run_after <= now and r.new.type in types]
-        chosen = sorted(due, key=lambda row: row.order_key)[: max(0, limit)]
-        return [self._claimed(row, worker_id, now, lease_s) for row in chosen]
+        wanted = set() if "*" in self._paused else set(types) - self._paused
+        due = [
+            row
+            for row in self._rows.values()
+            if row.status is PENDING and row.run_after <= now and not row.follows and row.new.type in wanted
+        ]
+        chosen = sorted(due, key=lambda row: row.place)[: max(0, limit)]
+        token = uuid4()
+        return [self._claimed(row, worker_id, now, lease_s, token) for row in chosen]
 
-    def _claimed(self, row: _Row, worker_id: str, now: float, lease_s: float) -> ClaimedJob:
-        row.status, row.attempts, row.token = PROCESSING, row.attempts + 1, uuid4()
+    def _claimed(self, row: _Row, worker_id: str, now: float, lease_s: float, token: UUID) -> ClaimedJob:
+        row.status, row.attempts, row.token = PROCESSING, row.attempts + 1, token
         row.worker_id, row.started_at, row.updated_at = worker_id, now, now
         row.lease_expires_at, row.progress, row.stage = now + lease_s, 0, None
         return ClaimedJob(
-            lease=Lease(row.id, row.token),
+            lease=Lease(row.id, token),
             user_id=row.new.user_id,
             type=row.new.type,
             input=row.new.input,
             attempt=row.attempts,
-            max_attempts=row.new.max_attempts,
-            deadline_in_s=row.due_at + row.new.slo_s - now,
+            max_attempts=row.max_attempts,
+            deadline_in_s=row.deadline_at - now,
             waited_s=now - row.run_after,
-            cache_key=row.new.cache_key,
         )
 
     async def renew(self, leases: Sequence[Lease], lease_s: float) -> Renewal:
@@ -174,20 +250,22 @@ class MemoryQueue:
                 row.progress, row.stage, row.updated_at = percent, stage, self._clock()
 
     async def finalise(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> frozenset[UUID]:
-        return frozenset(row.id for lease, outcome in outcomes if (row := self._finalised(lease, outcome)))
+        return frozenset(lease.job_id for lease, outcome in outcomes if not self._finalised(lease, outcome))
 
-    def _finalised(self, lease: Lease, outcome: Outcome) -> _Row | None:
+    def _finalised(self, lease: Lease, outcome: Outcome) -> bool:
         row = self._held(lease)
         if row is None:
-            return None
+            return False
         if row.cancel_requested:
             outcome = Cancelled()
-        elif isinstance(outcome, Retry) and row.attempts >= row.new.max_attempts:
+        elif isinstance(outcome, Retry) and row.attempts >= row.max_attempts:
             outcome = Failed(outcome.error, outcome.error_code)
         match outcome:
             case Completed(result, cache_ttl_s):
-                self._end(row, JobStatus.COMPLETED, result=result)
-                self._remember(row, result, cache_ttl_s)
+                shared = result if row.cache_key is not None and cache_ttl_s else None
+                if row.cache_key is not None and cache_ttl_s:
+                    self._cache[row.cache_key] = _CacheEntry(result, self._clock() + cache_ttl_s)
+                self._end(row, JobStatus.COMPLETED, result=result, shared=shared)
             case Failed(error, error_code):
                 self._end(row, JobStatus.FAILED, error=error, error_code=error_code)
             case Cancelled():
@@ -197,12 +275,7 @@ class MemoryQueue:
             case Interrupted():
                 row.attempts -= 1
                 self._put_back(row)
-                self._hint("work")
-        return row
-
-    def _remember(self, row: _Row, result: JsonObject, ttl_s: float | None) -> None:
-        if row.new.cache_key is not None and ttl_s:
-            self._cache[row.new.cache_key] = _CacheEntry(row.new.type, result, self._clock() + ttl_s)
+        return True
 
     async def rescue(self) -> int:
         now = self._clock()
@@ -210,19 +283,29 @@ class MemoryQueue:
         for row in expired:
             if row.cancel_requested:
                 self._end(row, JobStatus.CANCELLED)
-            elif row.attempts >= row.new.max_attempts:
+            elif row.attempts >= row.max_attempts:
                 code = "attempts_exhausted"
                 self._end(row, JobStatus.FAILED, error=sentence(code), error_code=code)
             else:
                 self._put_back(row)
-                self._hint("work")
         return len(expired)
+
+    async def prune(self, keep_s: float, limit: int = 500) -> int:
+        now = self._clock()
+        old = [r.id for r in self._rows.values() if r.completed_at is not None and r.completed_at < now - keep_s]
+        stale = [key for key, entry in self._cache.items() if entry.expires_at < now]
+        for job_id in old[:limit]:
+            del self._rows[job_id]
+        for key in stale[:limit]:
+            del self._cache[key]
+        return len(old[:limit]) + len(stale[:limit])
 
     def _put_back(self, row: _Row, delay_s: float = 0.0, error: str | None = None, code: str | None = None) -> None:
         now = self._clock()
         row.status, row.token, row.run_after, row.updated_at = PENDING, None, now + delay_s, now
         row.error, row.error_code, row.worker_id, row.started_at = error, code, None, None
         row.progress, row.stage = 0, None
+        self._hint("work")
 
     def _end(
         self,
@@ -230,13 +313,26 @@ class MemoryQueue:
         status: JobStatus,
         *,
         result: JsonObject | None = None,
+        shared: JsonObject | None = None,
         error: str | None = None,
         error_code: str | None = None,
     ) -> None:
         row.status, row.result, row.error, row.error_code = status, result, error, error_code
-        row.token, row.stage = None, None
+        row.token, row.stage, row.follows = None, None, False
         row.progress = 100 if status is JobStatus.COMPLETED else row.progress
         row.completed_at = row.updated_at = self._clock()
+        if row.leads:
+            self._pass_on(row, shared)
+
+    def _pass_on(self, leader: _Row, shared: JsonObject | None) -> None:
+        followers = [row for row in self._rows.values() if row.follows and row.cache_key == leader.cache_key]
+        if shared is not None:
+            for row in followers:
+                self._end(row, JobStatus.COMPLETED, result=shared)
+        elif followers:
+            heir = min(followers, key=lambda row: row.place)
+            heir.follows, heir.leads = False, True
+            self._hint("work")
 
     def _hint(self, hint: str) -> None:
         for listener in self._listeners:
@@ -253,13 +349,32 @@ class MemoryQueue:
         finally:
             self._listeners.remove(hints)
 
-    def hits(self, cache_key: str) -> int:
-        """How often this result was shared."""
-        return self._cache[cache_key].hit_count
+    def rows(self) -> Collection[Any]:
+        """Every job that there is."""
+        return self._rows.values()
+
+    def cache_hits(self) -> int:
+        """How often results were shared by the cache, all in all."""
+        return sum(entry.hit_count for entry in self._cache.values())
 
 
 def _body(job: NewJob) -> str:
     return json.dumps([job.type, job.input], sort_keys=True)
+
+
+def _cache_key(kind: JobType, job: NewJob) -> str | None:
+    if kind.sharing == "never":
+        return None
+    whose = str(job.user_id) if kind.sharing == "user" else None
+    return json.dumps([kind.name, kind.version, whose, _plain(job.input)], sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _view(row: _Row) -> JobView:
@@ -273,7 +388,7 @@ def _view(row: _Row) -> JobView:
         status=row.status,
         priority=row.new.priority,
         attempts=row.attempts,
-        max_attempts=row.new.max_attempts,
+        max_attempts=row.max_attempts,
         created_at=_moment(row.created_at),
         updated_at=_moment(row.updated_at),
         started_at=None if row.started_at is None else _moment(row.started_at),

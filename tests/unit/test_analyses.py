@@ -238,7 +238,7 @@ def test_every_type_has_a_name_a_version_and_a_model() -> None:
 
 
 def test_chat_is_never_cached() -> None:
-    assert not ANALYSES["unified_assistant"].cacheable
+    assert ANALYSES["unified_assistant"].sharing == "never"
 
 
 def test_old_names_still_work() -> None:

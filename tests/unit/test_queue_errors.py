@@ -12,8 +12,10 @@ from aiworker.domain.errors import (
     InputRejected,
     JobAlreadyFinished,
     JobNotFound,
+    NotAllowed,
     QueueError,
     TooManyActiveJobs,
+    UnknownJobType,
     WorkerError,
 )
 from aiworker.queue.errors import error_of, translated
@@ -32,7 +34,12 @@ def server_error(state: str) -> asyncpg.PostgresError:
         (server_error("AW002"), IdempotencyConflict),
         (server_error("AW003"), JobNotFound),
         (server_error("AW004"), JobAlreadyFinished),
+        (server_error("AW005"), UnknownJobType),
+        (server_error("AW006"), NotAllowed),
         (server_error("AW100"), ConfigurationError),
+        (server_error("26000"), DatabaseUnavailable),
+        (server_error("42P05"), DatabaseUnavailable),
+        (server_error("42501"), ConfigurationError),
         (server_error("57P01"), DatabaseUnavailable),
         (server_error("57P03"), DatabaseUnavailable),
         (server_error("57014"), DatabaseUnavailable),

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import orjson
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiworker.domain.job import Lease
 from aiworker.domain.outcome import Cancelled, Completed, Failed, Interrupted, Outcome, Retry
 from aiworker.queue.json_codec import decode_jsonb, encode_jsonb, storable
-from aiworker.queue.rows import outcome_record, queue_depth
+from aiworker.queue.rows import in_lock_order, outcome_columns, queue_depth
 
 texts = st.lists(st.sampled_from(["\x00", "\\", "u0000", "ã", chr(34), "a"]), max_size=6).map("".join)
 values = st.recursive(
@@ -41,30 +40,44 @@ def test_jsonb_round_trip(value: Any) -> None:
     assert decode_jsonb(encode_jsonb(value)) == value
 
 
-@pytest.mark.parametrize(
-    ("outcome", "expected"),
-    [
-        (Completed({"a": 1}, 60.0), {"kind": "completed", "result": {"a": 1}, "cache_ttl_s": 60.0}),
-        (Retry(2.5, "later", "x"), {"kind": "retry", "delay_s": 2.5, "error": "later", "error_code": "x"}),
-        (Failed("bad", "y"), {"kind": "failed", "error": "bad", "error_code": "y"}),
-        (Cancelled(), {"kind": "cancelled"}),
-        (Interrupted(), {"kind": "interrupted"}),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_each_outcome_has_its_record(outcome: Outcome, expected: dict[str, Any]) -> None:
-    lease = Lease(uuid4(), uuid4())
+def columns(*outcomes: Outcome) -> tuple[list[Any] | None, ...]:
+    return outcome_columns([(Lease(UUID(int=at), UUID(int=9)), outcome) for at, outcome in enumerate(outcomes)])
 
-    record = orjson.loads(orjson.dumps(outcome_record(lease, outcome)))
 
-    assert record == {"id": str(lease.job_id), "token": str(lease.token)} | expected
+def test_each_kind_of_outcome_fills_its_columns_and_no_other() -> None:
+    every = [Completed({"a": 1}, 60.0), Retry(2.5, "later", "x"), Failed("bad", "y"), Cancelled(), Interrupted()]
+
+    ids, tokens, kinds, results, ttls, delays, errors, codes = columns(*every)
+
+    assert ids == [UUID(int=at) for at in range(5)]
+    assert tokens == [UUID(int=9)] * 5
+    assert kinds == ["completed", "retry", "failed", "cancelled", "interrupted"]
+    assert orjson.loads(orjson.dumps(results)) == [{"a": 1}, None, None, None, None]
+    assert ttls == [60.0, None, None, None, None]
+    assert delays == [None, 2.5, None, None, None]
+    assert errors == [None, "later", "bad", None, None]
+    assert codes == [None, "x", "y", None, None]
+
+
+def test_a_column_that_nobody_uses_is_left_out() -> None:
+    assert columns(Cancelled(), Cancelled())[3:] == (None,) * 5
 
 
 def test_a_result_that_json_cannot_hold_fails_its_job() -> None:
-    record = outcome_record(Lease(uuid4(), uuid4()), Completed({"a": {1, 2}}, 60.0))
+    _, _, kinds, results, _, _, _, codes = columns(Completed({"a": {1, 2}}, 60.0), Completed({}))
 
-    assert (record["kind"], record["error_code"]) == ("failed", "internal_error")
-    assert "result" not in record
+    assert kinds == ["failed", "completed"]
+    assert codes == ["internal_error", None]
+    assert results is not None
+    assert results[0] is None
+
+
+@given(st.lists(st.uuids(), unique=True, min_size=1, max_size=8))
+def test_rows_are_locked_in_one_order_whatever_comes_in(ids: list[UUID]) -> None:
+    leases = [Lease(each, each) for each in ids]
+
+    assert [lease.job_id for lease in in_lock_order(leases)] == sorted(ids)
+    assert outcome_columns([(lease, Cancelled()) for lease in leases])[0] == sorted(ids)
 
 
 def test_the_depth_of_no_rows_is_zero() -> None:

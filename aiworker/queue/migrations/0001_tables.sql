@@ -2,58 +2,111 @@
 
 do $$
 begin
-  if to_regclass('public.analysis_jobs') is not null and not exists (
-    select from information_schema.columns
-    where table_schema = 'public' and table_name = 'analysis_jobs' and column_name = 'lease_token'
+  if exists (
+    select from (values ('analysis_jobs', 'place'), ('analysis_cache', 'response')) as ours (name, sign)
+     where to_regclass('public.' || ours.name) is not null and not exists (
+       select from information_schema.columns c
+        where c.table_schema = 'public' and c.table_name = ours.name and c.column_name = ours.sign)
   ) then
     raise exception using
       errcode = 'AW100',
-      message = 'a table analysis_jobs of another shape is already there',
-      hint = 'rename it, or take an empty database, before applying these migrations';
+      message = 'a table analysis_jobs or analysis_cache of another shape is already there',
+      hint = 'run `aiworker adopt --dry-run`, which says how its rows would be taken over';
   end if;
 end;
 $$;
 
+-- UUID of version 7 (RFC 9562): new rows lie together in the primary key, and its order is that of their age.
+create or replace function public.analysis_job_id(p_at timestamptz default clock_timestamp())
+returns uuid
+language sql volatile parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select encode(
+    set_bit(set_bit(
+      overlay(uuid_send(gen_random_uuid())
+              placing substring(int8send((extract(epoch from p_at) * 1000)::bigint) from 3) from 1 for 6),
+      52, 1), 53, 1),
+    'hex')::uuid
+$$;
+
+-- What a type of analysis asks of the queue. Written by `configure_analyses` when a gateway or worker starts.
+create table if not exists public.analysis_types (
+  type text primary key,
+  -- Part of what makes two requests the same: raised when prompt, rules or result change.
+  version text not null,
+  -- A job's deadline is this long after it is due.
+  slo_s double precision not null check (slo_s > 0),
+  sharing text not null check (sharing in ('never', 'user', 'everyone'))
+);
+
+comment on column public.analysis_types.sharing is
+  'who may be given the result of an identical request: nobody, the same user (it reads personal context), everyone';
+
+create table if not exists public.analysis_limits (
+  only_row boolean primary key default true check (only_row),
+  max_active integer not null default 10 check (max_active >= 1),
+  max_attempts smallint not null default 3 check (max_attempts >= 1)
+);
+insert into public.analysis_limits default values on conflict do nothing;
+
+-- Types whose jobs are not handed out; '*' stands for all.
+create table if not exists public.analysis_pauses (
+  type text primary key,
+  paused_at timestamptz not null default now()
+);
+
+do $$
+begin
+  if to_regtype('public.analysis_priority') is null then
+    create domain public.analysis_priority as smallint check (value between 1 and 10);
+  end if;
+end;
+$$;
+
+-- Columns that never change size and are never null come first: reading a row is measurably cheaper so. There is one
+-- check, since each is read anew for every statement that writes; a domain is looked at only where its column is written.
 create table if not exists public.analysis_jobs (
-  id uuid primary key default gen_random_uuid(),
+  id uuid primary key default public.analysis_job_id(),
   user_id uuid not null,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  deadline_at timestamptz not null,
+  run_after timestamptz not null,
+  place timestamptz not null,
+  priority public.analysis_priority not null default 5,
+  attempts smallint not null default 0,
+  max_attempts smallint not null default 3,
+  progress smallint not null default 0,
+  status text not null default 'pending',
   type text not null,
   input jsonb not null,
-  status text not null default 'pending'
-    check (status in ('pending', 'processing', 'completed', 'failed', 'cancelled')),
-  priority smallint not null default 5 check (priority between 1 and 10),
-  attempts smallint not null default 0 check (attempts between 0 and max_attempts),
-  max_attempts smallint not null default 3 check (max_attempts >= 1),
-  progress smallint not null default 0 check (progress between 0 and 100),
+  line smallint,
+  lease_token uuid,
+  lease_expires_at timestamptz,
+  started_at timestamptz,
+  completed_at timestamptz,
+  cancel_requested_at timestamptz,
+  processing_time_ms integer,
+  leads boolean,
+  worker_id text,
   stage text,
   result jsonb,
   error text,
   error_code text,
-  processing_time_ms integer,
-  worker_id text,
-  lease_token uuid,
-  lease_expires_at timestamptz,
-  cancel_requested_at timestamptz,
   cache_key text,
   idempotency_key text,
   request_hash bytea,
-  created_at timestamptz not null default now(),
-  updated_at timestamptz not null default now(),
-  started_at timestamptz,
-  completed_at timestamptz,
-  deadline_at timestamptz not null,
-  -- When it first could run: its place in line counts from here and is kept through retries.
-  due_at timestamptz not null default now(),
-  -- When it may run next: `due_at`, or later after a retry.
-  run_after timestamptz not null default now(),
-  order_key timestamp not null
-    generated always as ((due_at at time zone 'UTC') + priority * interval '10 seconds') stored,
-  check ((status = 'processing') = (lease_token is not null)),
-  check ((status = 'processing') = (lease_expires_at is not null)),
-  check ((status in ('completed', 'failed', 'cancelled')) = (completed_at is not null))
+  constraint analysis_jobs_state check (
+    attempts <= max_attempts and case status
+      when 'pending' then line is not null and lease_token is null and completed_at is null
+      when 'processing' then line is not null and lease_token is not null and completed_at is null
+      else status in ('completed', 'failed', 'cancelled')
+           and line is null and lease_token is null and completed_at is not null
+    end)
 ) with (
-  -- Renewals and progress touch no indexed column: with room on the page they stay heap-only updates.
-  fillfactor = 80,
+  -- Claim, renewal and progress touch no indexed column: with room on the page they stay heap-only updates.
+  fillfactor = 50,
   autovacuum_vacuum_scale_factor = 0.01,
   autovacuum_vacuum_threshold = 500,
   autovacuum_vacuum_insert_scale_factor = 0.05,
@@ -62,20 +115,33 @@ create table if not exists public.analysis_jobs (
 );
 
 comment on column public.analysis_jobs.priority is '1 is most urgent; a level is worth 10 seconds of waiting';
+comment on column public.analysis_jobs.place is
+  'the order of the claim, set once: when it is due, plus 10 seconds a level of priority, plus what the user''s other'
+  ' unfinished jobs put it back';
+comment on column public.analysis_jobs.line is
+  'the line that an unfinished job stands in: 1 to 10 that of its priority, 0 those that came back,'
+  ' -1 not due before run_after, -2 waiting for the result of an identical job; null when it has ended';
+comment on column public.analysis_jobs.run_after is 'when it may first run, or run again';
 comment on column public.analysis_jobs.lease_token is 'proves the right to finish this attempt; new at every claim';
+comment on column public.analysis_jobs.leads is
+  'true: jobs of the same cache_key wait for its result; false: it waited for one; null: it runs for itself';
 
--- The order of the claim, and nothing but rows that can be claimed.
-create index if not exists analysis_jobs_claim on public.analysis_jobs (order_key) where status = 'pending';
+-- Each line in the order of its claim. A claimed job stays in, so that claiming writes no index.
+create index if not exists analysis_jobs_lines on public.analysis_jobs (line, place) where line is not null;
 
--- A user's limit and the depth of the queue: unfinished rows only.
-create index if not exists analysis_jobs_active on public.analysis_jobs (user_id)
-  where status in ('pending', 'processing');
+-- A user's limit, and where the user's last job stands.
+create index if not exists analysis_jobs_of_user on public.analysis_jobs (user_id, place) where line is not null;
 
--- Rescue. Not keyed by the lease's end, or every renewal would have to write the index.
-create index if not exists analysis_jobs_running on public.analysis_jobs (started_at) where status = 'processing';
+-- Delays that end, soonest first.
+create index if not exists analysis_jobs_delayed on public.analysis_jobs (run_after) where line = -1;
 
 create unique index if not exists analysis_jobs_idempotency on public.analysis_jobs (user_id, idempotency_key)
   where idempotency_key is not null;
+
+-- One job at a time runs for all that are identical to it.
+create unique index if not exists analysis_jobs_leader on public.analysis_jobs (cache_key)
+  where leads and line is not null;
+create index if not exists analysis_jobs_followers on public.analysis_jobs (cache_key, place) where line = -2;
 
 create table if not exists public.analysis_cache (
   cache_key text primary key,
@@ -87,6 +153,4 @@ create table if not exists public.analysis_cache (
   created_at timestamptz not null default now()
 ) with (fillfactor = 90);
 
--- No policy yet: roles other than the owner and those that bypass row security see nothing.
-alter table public.analysis_jobs enable row level security;
-alter table public.analysis_cache enable row level security;
+create index if not exists analysis_cache_expiry on public.analysis_cache (expires_at);

@@ -1,0 +1,85 @@
+"""How a connection to PostgreSQL is opened: straight, or through a pooler that hands the server on after each
+transaction (PgBouncer or Supavisor in transaction mode), which keeps neither settings nor prepared statements."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+import asyncpg
+
+Pooler = Literal["auto", "transaction", "none"]
+
+_LOOKS = 6
+
+
+class Connector:
+    """Opens the connections of one process, all in the same way.
+
+    Args:
+        url: `postgresql://user:password@host:port/name`.
+        timeout_s: limit of connecting; the server gives a statement up a little after that, so that nothing runs on
+            for a client that is gone.
+        application_name: shown in `pg_stat_activity`.
+        pooler: "auto" looks, before the first connection.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, application_name: str, pooler: Pooler = "auto") -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        self._application_name = application_name
+        self._through_pooler = None if pooler == "auto" else pooler == "transaction"
+        self._looking = asyncio.Lock()
+
+    async def __call__(self, *_: Any, **options: Any) -> Any:
+        """A new connection; `options` go to asyncpg. Raises what asyncpg raises."""
+        settings = self._pooled() if await self.through_pooler() else self._straight()
+        return await asyncpg.connect(self._url, **(settings | options))
+
+    async def through_pooler(self) -> bool:
+        """Whether what belongs to a session is lost between two statements. Raises what asyncpg raises."""
+        async with self._looking:
+            if self._through_pooler is None:
+                self._through_pooler = await self._look()
+            return self._through_pooler
+
+    async def _look(self) -> bool:
+        """Two connections that are open at the same time have each a server process of their own, and keep it."""
+        one = await asyncpg.connect(self._url, **self._pooled())
+        try:
+            other = await asyncpg.connect(self._url, **self._pooled())
+            try:
+                seen = [{await _server_of(connection) for _ in range(_LOOKS)} for connection in (one, other)]
+                return len(seen[0]) > 1 or len(seen[1]) > 1 or seen[0] == seen[1]
+            finally:
+                other.terminate()
+        finally:
+            one.terminate()
+
+    def _straight(self) -> dict[str, Any]:
+        limit_ms = str(int(self._timeout_s * 1000) + 500)
+        return {
+            "timeout": self._timeout_s,
+            "server_settings": {
+                "application_name": self._application_name,
+                "statement_timeout": limit_ms,
+                "idle_in_transaction_session_timeout": limit_ms,
+                "tcp_keepalives_idle": "15",
+                "tcp_keepalives_interval": "5",
+                "tcp_keepalives_count": "3",
+                "jit": "off",
+            },
+        }
+
+    def _pooled(self) -> dict[str, Any]:
+        return {
+            "timeout": self._timeout_s,
+            "command_timeout": self._timeout_s,
+            "server_settings": {"application_name": self._application_name},
+            "statement_cache_size": 0,
+        }
+
+
+async def _server_of(connection: Any) -> int:
+    server: int = await connection.fetchval("select pg_backend_pid()")
+    return server

@@ -1,0 +1,373 @@
+-- What a worker calls. Every write carries (id, lease_token) and happens only while that lease holds.
+-- Functions that lock several rows take the ids in the order given, which is that of the ids, or skip what is locked,
+-- so they cannot deadlock with one another.
+
+-- Tells the queue what there is: `p_types` is an array of {type, version, slo_s, sharing}. Types that it does not name
+-- stay as they are, for another release may still serve them.
+create or replace function public.configure_analyses(p_types jsonb, p_max_active integer, p_max_attempts integer)
+returns void
+language plpgsql security definer
+set search_path = public, pg_temp
+as $$
+begin
+  insert into analysis_types as t (type, version, slo_s, sharing)
+  select n.type, n.version, n.slo_s, n.sharing
+    from jsonb_to_recordset(p_types) as n (type text, version text, slo_s double precision, sharing text)
+   order by n.type
+  on conflict (type) do update
+     set version = excluded.version, slo_s = excluded.slo_s, sharing = excluded.sharing
+   where (t.version, t.slo_s, t.sharing) is distinct from (excluded.version, excluded.slo_s, excluded.sharing);
+  update analysis_limits l set max_active = p_max_active, max_attempts = p_max_attempts
+   where (l.max_active, l.max_attempts) is distinct from (p_max_active, p_max_attempts);
+end;
+$$;
+
+-- At most `p_limit` jobs of `p_types`, those with the earliest place first. The attempt is counted here: a job that
+-- kills its process uses its attempts up too.
+--
+-- `p_since_s` is a `looked_at_s` of a claim that took less than it might have (null: none yet), in seconds since 1970.
+-- What was enqueued after that has a place of at least that moment plus its priority, so the entries before it, all of
+-- jobs that have ended, need not be read: with a transaction open that keeps vacuum from removing them they can be many.
+-- It is a hint that may be wrong for a job whose enqueue took over two seconds to commit, so callers come without it now
+-- and then. While anything is paused `looked_at_s` is null, for then jobs are left behind on purpose.
+create or replace function public.claim_analyses(
+  p_worker_id text, p_limit integer, p_lease interval, p_types text[], p_token uuid default gen_random_uuid(),
+  p_since_s double precision default null
+) returns table (
+  id uuid, lease_token uuid, user_id uuid, type text, input jsonb, attempts smallint, max_attempts smallint,
+  deadline_in_s double precision, waited_s double precision, looked_at_s double precision
+)
+language plpgsql security definer
+set search_path = public, pg_temp
+-- Statistics of an empty queue must not talk the planner out of walking each line in its order.
+set enable_sort = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+-- The price put on sorting would make the JIT compiler think that this is expensive.
+set jit = off
+-- The plan never depends on the arguments, and making it anew took a fifth of the time.
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+  v_floor timestamptz := coalesce(to_timestamp(p_since_s) - interval '2 seconds', '-infinity');
+  v_looked_at_s double precision := date_part('epoch', now());
+begin
+  if exists (select from analysis_pauses) then
+    v_looked_at_s := null;
+    p_types := array(select t.type from unnest(p_types) as t (type)
+                      where not exists (select from analysis_pauses p where p.type in (t.type, '*')));
+  end if;
+  -- If the server dies before this commit reaches the disk, the job is pending again and the stale token is refused.
+  perform set_config('synchronous_commit', 'off', true);
+  update analysis_jobs j set line = 0 where j.line = -1 and j.run_after <= now();
+  return query
+  with next_jobs as materialized (
+    select c.row_id
+      from unnest('{0,1,2,3,4,5,6,7,8,9,10}'::smallint[]) as l (line)
+     cross join lateral (
+       select j.ctid as row_id, j.place
+         from analysis_jobs j
+        where j.line = l.line and j.status = 'pending' and j.type = any (p_types)
+          and j.place >= case when l.line = 0 then '-infinity' else v_floor + l.line * interval '10 seconds' end
+        order by j.place
+        limit p_limit
+          for update skip locked) c
+     order by c.place
+     limit p_limit
+  )
+  update analysis_jobs j
+     set status = 'processing',
+         attempts = j.attempts + 1,
+         worker_id = p_worker_id,
+         lease_token = p_token,
+         lease_expires_at = now() + p_lease,
+         started_at = now(),
+         updated_at = now(),
+         progress = 0,
+         stage = null
+    from next_jobs n
+   where j.ctid = n.row_id
+  returning j.id, j.lease_token, j.user_id, j.type, j.input, j.attempts, j.max_attempts,
+            date_part('epoch', j.deadline_at - now()), date_part('epoch', now() - j.run_after), v_looked_at_s;
+end;
+$$;
+
+-- The leases that still hold, prolonged; those missing from the answer are lost.
+create or replace function public.renew_leases(p_ids uuid[], p_tokens uuid[], p_lease interval)
+returns table (id uuid, cancel_requested boolean)
+language plpgsql security definer
+set search_path = public, pg_temp
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+#variable_conflict use_column
+begin
+  perform set_config('synchronous_commit', 'off', true);
+  return query
+  update analysis_jobs j set lease_expires_at = now() + p_lease
+    from unnest(p_ids, p_tokens) as l (id, token)
+   where j.id = l.id and j.lease_token = l.token
+  returning j.id, j.cancel_requested_at is not null;
+end;
+$$;
+
+create or replace function public.report_progress(p_ids uuid[], p_tokens uuid[], p_progress integer[], p_stages text[])
+returns void
+language plpgsql security definer
+set search_path = public, pg_temp
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+begin
+  perform set_config('synchronous_commit', 'off', true);
+  update analysis_jobs j set progress = least(greatest(r.progress, 0), 100), stage = r.stage, updated_at = now()
+    from unnest(p_ids, p_tokens, p_progress, p_stages) as r (id, token, progress, stage)
+   where j.id = r.id and j.lease_token = r.token;
+end;
+$$;
+
+-- The arrays run in parallel; `p_kinds` holds completed, retry, failed, cancelled or interrupted. A cancel that its user
+-- asked for wins over every outcome, and a retry without attempts left has failed. A result with a `p_cache_ttls_s`
+-- above zero is shared with identical requests for that long. Answers the ids whose lease was gone: nothing is written of
+-- those.
+create or replace function public.finalise_analyses(
+  p_ids uuid[], p_tokens uuid[], p_kinds text[], p_results jsonb[] default null,
+  p_cache_ttls_s double precision[] default null, p_delays_s double precision[] default null,
+  p_errors text[] default null, p_error_codes text[] default null
+) returns setof uuid
+language plpgsql security definer
+set search_path = public, pg_temp
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+  v_ended uuid[];
+  v_put_back uuid[];
+  v_followed boolean;
+  v_leader record;
+begin
+  if not p_kinds <@ '{completed,retry,failed,cancelled,interrupted}'::text[] then
+    raise exception using errcode = '22023', message = 'unknown kind of outcome';
+  end if;
+
+  -- Before the ends, for a cancel that this has to wait for turns into one.
+  if p_kinds && '{retry,interrupted}'::text[] then
+    with put_back as (
+      update analysis_jobs j
+         set status = 'pending',
+             line = case when o.delay_s > 0 then -1 else 0 end,
+             -- At most 30 days: one absurd delay must not make the whole batch fail.
+             run_after = now() + least(greatest(coalesce(o.delay_s, 0), 0), 2592000) * interval '1 second',
+             attempts = j.attempts - (o.kind = 'interrupted')::integer,
+             error = o.error,
+             error_code = o.error_code,
+             progress = 0,
+             stage = null,
+             worker_id = null,
+             started_at = null,
+             lease_token = null,
+             lease_expires_at = null,
+             updated_at = now()
+        from unnest(p_ids, p_tokens, p_kinds, p_delays_s, p_errors, p_error_codes)
+               as o (id, token, kind, delay_s, error, error_code)
+       where j.id = o.id and j.lease_token = o.token and j.cancel_requested_at is null
+         and (o.kind = 'interrupted' or (o.kind = 'retry' and j.attempts < j.max_attempts))
+      returning j.id
+    )
+    select array_agg(b.id) into v_put_back from put_back b;
+    perform pg_notify('analysis_jobs', 'work');
+  end if;
+
+  with ended as (
+    update analysis_jobs j
+       set status = case when j.cancel_requested_at is not null then 'cancelled'
+                         when o.kind = 'retry' then 'failed'
+                         else o.kind end,
+           line = null,
+           result = case when o.kind = 'completed' and j.cancel_requested_at is null then o.result end,
+           error = case when o.kind <> 'completed' and j.cancel_requested_at is null then o.error end,
+           error_code = case when o.kind <> 'completed' and j.cancel_requested_at is null then o.error_code end,
+           progress = case when o.kind = 'completed' and j.cancel_requested_at is null then 100 else j.progress end,
+           stage = null,
+           completed_at = now(),
+           processing_time_ms = date_part('epoch', now() - j.started_at) * 1000,
+           lease_token = null,
+           lease_expires_at = null,
+           updated_at = now()
+      from unnest(p_ids, p_tokens, p_kinds, p_results, p_errors, p_error_codes)
+             as o (id, token, kind, result, error, error_code)
+     where j.id = o.id and j.lease_token = o.token
+    returning j.id, j.leads
+  )
+  select array_agg(e.id), bool_or(e.leads) into v_ended, v_followed from ended e;
+
+  if p_cache_ttls_s is not null then
+    insert into analysis_cache as c (cache_key, type, response, expires_at)
+    select distinct on (j.cache_key) j.cache_key, j.type, j.result, now() + o.ttl_s * interval '1 second'
+      from unnest(p_ids, p_cache_ttls_s) as o (id, ttl_s)
+      join analysis_jobs j on j.id = o.id
+     where j.id = any (v_ended) and j.status = 'completed' and j.cache_key is not null and o.ttl_s > 0
+     order by j.cache_key
+    on conflict (cache_key) do update
+       set type = excluded.type, response = excluded.response, expires_at = excluded.expires_at,
+           created_at = now(), hit_count = 0, last_hit_at = null;
+  end if;
+  if v_followed then
+    for v_leader in
+      select j.cache_key, case when j.status = 'completed' and o.ttl_s > 0 then j.result end as result
+        from unnest(p_ids, p_cache_ttls_s) as o (id, ttl_s)
+        join analysis_jobs j on j.id = o.id
+       where j.id = any (v_ended) and j.leads
+       order by j.cache_key
+    loop
+      perform analysis_pass_on(v_leader.cache_key, v_leader.result);
+    end loop;
+  end if;
+  if coalesce(cardinality(v_ended), 0) + coalesce(cardinality(v_put_back), 0) < cardinality(p_ids) then
+    return query select unnest(p_ids) except select unnest(v_ended || v_put_back);
+  end if;
+end;
+$$;
+
+-- Takes jobs whose lease ran out from silent workers: back into the line, or to their end when their user asked for
+-- a cancel or their attempts are used up. Answers how many, at most `p_limit`. Anybody may call it at any time.
+create or replace function public.rescue_expired(p_error text default null, p_limit integer default 500)
+returns integer
+language plpgsql security definer
+set search_path = public, pg_temp
+set enable_seqscan = off
+as $$
+declare
+  v_job record;
+  v_rescued integer := 0;
+begin
+  for v_job in
+    with expired as materialized (
+      select j.id,
+             case when j.cancel_requested_at is not null then 'cancelled'
+                  when j.attempts >= j.max_attempts then 'failed'
+                  else 'pending' end as status
+        from analysis_jobs j
+       where j.line is not null and j.status = 'processing' and j.lease_expires_at < now()
+       limit p_limit
+         for update skip locked
+    )
+    update analysis_jobs j
+       set status = e.status,
+           line = case when e.status = 'pending' then 0 end,
+           error = case when e.status = 'failed' then p_error end,
+           error_code = case when e.status = 'failed' then 'attempts_exhausted' end,
+           completed_at = case when e.status <> 'pending' then now() end,
+           processing_time_ms = case when e.status <> 'pending' then date_part('epoch', now() - j.started_at) * 1000 end,
+           run_after = case when e.status = 'pending' then now() else j.run_after end,
+           worker_id = case when e.status = 'pending' then null else j.worker_id end,
+           started_at = case when e.status = 'pending' then null else j.started_at end,
+           progress = case when e.status = 'pending' then 0 else j.progress end,
+           stage = null,
+           lease_token = null,
+           lease_expires_at = null,
+           updated_at = now()
+      from expired e
+     where j.id = e.id
+    returning j.status, j.leads, j.cache_key
+  loop
+    v_rescued := v_rescued + 1;
+    if v_job.leads and v_job.status <> 'pending' then
+      perform analysis_pass_on(v_job.cache_key, null);
+    end if;
+  end loop;
+  if v_rescued > 0 then
+    perform pg_notify('analysis_jobs', 'work');
+  end if;
+  return v_rescued;
+end;
+$$;
+
+-- Unfinished jobs by type, and the types that are paused ('*': all). Finished rows are never read.
+create or replace function public.analysis_queue_depth()
+returns table (
+  type text, pending bigint, processing bigint, delayed bigint, following bigint,
+  oldest_pending_s double precision, paused boolean
+)
+language sql stable security definer
+set search_path = public, pg_temp
+set enable_seqscan = off
+as $$
+  select coalesce(d.type, p.type), coalesce(d.pending, 0), coalesce(d.processing, 0), coalesce(d.delayed, 0),
+         coalesce(d.following, 0), coalesce(d.oldest_pending_s, 0), p.type is not null
+    from (
+      select j.type,
+             count(*) filter (where j.status = 'pending' and j.line >= 0) as pending,
+             count(*) filter (where j.status = 'processing') as processing,
+             count(*) filter (where j.line = -1) as delayed,
+             count(*) filter (where j.line = -2) as following,
+             date_part('epoch', max(now() - j.run_after) filter (where j.status = 'pending' and j.line >= 0))
+               as oldest_pending_s
+        from analysis_jobs j
+       where j.line is not null
+       group by j.type) d
+    full join analysis_pauses p on p.type = d.type
+$$;
+
+-- No more jobs of `p_type` are handed out; '*' stands for all types. Those that run go on.
+create or replace function public.pause_analyses(p_type text default '*')
+returns void
+language sql security definer
+set search_path = public, pg_temp
+as $$
+  insert into analysis_pauses (type) values (p_type) on conflict do nothing
+$$;
+
+-- Takes back one pause. A type stays paused while all are.
+create or replace function public.resume_analyses(p_type text default '*')
+returns void
+language plpgsql security definer
+set search_path = public, pg_temp
+as $$
+begin
+  delete from analysis_pauses p where p.type = p_type;
+  perform pg_notify('analysis_jobs', 'work');
+end;
+$$;
+
+-- Removes at most `p_limit` jobs that ended longer than `p_keep` ago, and as many expired cache entries; answers how
+-- many rows went. Ids of version 7 are in the order of their age. Those of version 4, which an adopted table has, lie
+-- anywhere, mostly behind all others.
+create or replace function public.prune_analyses(p_keep interval, p_limit integer default 500)
+returns integer
+language plpgsql security definer
+set search_path = public, pg_temp
+set enable_seqscan = off
+as $$
+declare
+  v_ended_before timestamptz := now() - p_keep;
+  v_young uuid := analysis_job_id(v_ended_before);
+  v_future uuid := analysis_job_id(now() + interval '1 day');
+  v_jobs integer;
+  v_foreign integer;
+  v_entries integer;
+begin
+  delete from analysis_jobs j
+   where j.ctid = any (array(
+     select o.ctid from analysis_jobs o
+      where o.id < v_young and o.line is null and o.completed_at < v_ended_before
+      order by o.id limit p_limit for update skip locked));
+  get diagnostics v_jobs = row_count;
+  delete from analysis_jobs j
+   where j.ctid = any (array(
+     select o.ctid from analysis_jobs o
+      where o.id > v_future and o.line is null and o.completed_at < v_ended_before
+      order by o.id limit p_limit - v_jobs for update skip locked));
+  get diagnostics v_foreign = row_count;
+  delete from analysis_cache c
+   where c.ctid = any (array(
+     select e.ctid from analysis_cache e where e.expires_at < now()
+      order by e.expires_at limit p_limit for update skip locked));
+  get diagnostics v_entries = row_count;
+  return v_jobs + v_foreign + v_entries;
+end;
+$$;
