@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection
 
-import structlog
-
-from aiworker.domain.errors import QueueError
+from aiworker.domain.errors import DeadlineExceeded, QueueError
 from aiworker.domain.job import ClaimedJob
-from aiworker.domain.outcome import Cancelled, Interrupted
+from aiworker.domain.outcome import Cancelled, Interrupted, Outcome
 from aiworker.domain.ports import JobSource
 from aiworker.scheduler.executor import JobExecutor
 from aiworker.scheduler.outcomes import OutcomeWriter, ProgressWriter
 from aiworker.scheduler.running import RunningJob, RunningJobs, StopReason
-from aiworker.telemetry.logs import get_logger
+from aiworker.telemetry.logs import current_job, get_logger
 from aiworker.telemetry.metrics import Metrics
 
 _log = get_logger("aiworker.dispatcher")
 
-_DATABASE_RETRY_S = 1.0
+_DATABASE_RETRY_S = 0.5
+# More in one statement gains nothing, and while it is under way other slots can work.
+_LARGEST_CLAIM = 50
 
 
 class Dispatcher:
-    """One per worker. `wake` is set by notifications; the poll interval is what they fall back to."""
+    """One per worker. `wake` is set by notifications and freed slots; they fall back to the poll interval.
+
+    A slot is free as soon as its job has worked. The lease is held until the outcome is written, and no more jobs are
+    claimed while more outcomes than there are slots wait for that: a slow database slows the claims down.
+    """
 
     def __init__(
         self,
@@ -52,9 +57,8 @@ class Dispatcher:
         self._poll_s = poll_s
         self._types = frozenset(types)
         self._closing = False
-        self.wake = asyncio.Event()
-        running.slot_freed = self.wake
-        metrics.active_jobs.set_function(lambda: len(running))
+        self.wake = running.stirred
+        metrics.active_jobs.set_function(lambda: running.working)
 
     async def run(self) -> None:
         """Claims and starts jobs until `close`."""
@@ -90,48 +94,52 @@ class Dispatcher:
 
     async def _claim_some(self) -> bool:
         """True when a full batch came back, so that more may be waiting."""
-        free = self._slots - len(self._running)
-        if free <= 0:
+        wanted = min(self._slots - self._running.working, _LARGEST_CLAIM)
+        if wanted <= 0 or self._running.unwritten > self._slots:
             return False
         try:
-            jobs = await self._source.claim(self._worker_id, free, self._lease_s, self._types)
+            jobs = await self._source.claim(self._worker_id, wanted, self._lease_s, self._types)
         except QueueError as error:
             self._metrics.database_up.set(0)
             _log.warning("cannot claim", exc_info=error)
             await asyncio.sleep(_DATABASE_RETRY_S)
-            return False
+            return True
         self._metrics.database_up.set(1)
         for job in jobs:
             self._start(job)
-        return len(jobs) == free
+        return len(jobs) == wanted
 
     def _start(self, job: ClaimedJob) -> None:
-        running = RunningJob(job)
+        running = RunningJob(job, time.monotonic())
         self._running.add(running)
-        self._metrics.pickup_seconds.labels(job.type).observe(max(0.0, job.waited_s))
-        running.task = asyncio.create_task(self._run_job(running), name=f"job-{job.id}")
+        self._metrics.pickup_seconds.observe(max(0.0, job.waited_s), job.type)
+        running.task = asyncio.get_running_loop().create_task(self._run_job(running))
 
     async def _run_job(self, running: RunningJob) -> None:
         job = running.job
-        structlog.contextvars.bind_contextvars(job_id=str(job.id))
-        _log.info("job started", type=job.type, attempt=job.attempt, waited_ms=round(1000 * job.waited_s, 1))
+        current_job.set(job.lease.job_id)
         try:
-            outcome = await self._executor.execute(
-                job, lambda percent, stage: self._progress.report(job.lease, percent, stage)
+            outcome: Outcome | None = await self._executor.execute(
+                job, lambda percent, stage: self._progress.report(running, percent, stage)
             )
         except asyncio.CancelledError:
-            self._stopped(running)
+            outcome = self._outcome_of_stop(running)
+        self._progress.forget(running)
+        self._running.worked()
+        if outcome is not None:
+            self._outcomes.submit(running, outcome)
         else:
-            self._outcomes.submit(job.lease, job.type, outcome)
-        finally:
-            self._progress.forget(job.lease)
-
-    def _stopped(self, running: RunningJob) -> None:
-        lease, job_type = running.job.lease, running.job.type
-        if running.stop_reason is StopReason.LEASE_LOST:
             self._metrics.leases_lost.inc()
-            self._running.remove(lease)
-        elif running.stop_reason is StopReason.CANCELLED:
-            self._outcomes.submit(lease, job_type, Cancelled())
-        else:
-            self._outcomes.submit(lease, job_type, Interrupted())
+            self._running.remove([running])
+
+    def _outcome_of_stop(self, running: RunningJob) -> Outcome | None:
+        """None when there is nothing to write, for the lease is gone."""
+        match running.stop_reason:
+            case StopReason.LEASE_LOST:
+                return None
+            case StopReason.CANCELLED:
+                return Cancelled()
+            case StopReason.STUCK:
+                return self._executor.failed(running.job, DeadlineExceeded("the attempt lasted too long"))
+            case _:
+                return Interrupted()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
 
 from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, StageClock, Tools
-from aiworker.analyses.registry import checked_input, find_analysis
+from aiworker.analyses.registry import ANALYSES, checked_input, find_analysis
 from aiworker.domain.deadline import Deadline
-from aiworker.domain.errors import DeadlineExceeded, WorkerError
+from aiworker.domain.errors import WorkerError
 from aiworker.domain.job import ClaimedJob
-from aiworker.domain.outcome import Completed, Outcome, outcome_of_error
+from aiworker.domain.outcome import Completed, Failed, Outcome, Retry, outcome_of_error
 from aiworker.domain.retry import RetryPolicy
 from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
@@ -24,7 +23,7 @@ LATE_BUDGET_S = 15.0
 
 
 class JobExecutor:
-    """`attempt_timeout_s` ends an attempt however patient its deadline; `cache_ttl_s` None switches sharing off."""
+    """`attempt_timeout_s` bounds what an attempt may plan for; `cache_ttl_s` None switches sharing off."""
 
     def __init__(
         self,
@@ -34,47 +33,34 @@ class JobExecutor:
         policy: RetryPolicy,
         attempt_timeout_s: float,
         cache_ttl_s: float | None,
-        find: Callable[[str], Analysis] = find_analysis,
+        analyses: Mapping[str, Analysis] = ANALYSES,
     ) -> None:
         self._tools = tools
         self._metrics = metrics
         self._policy = policy
         self._attempt_timeout_s = attempt_timeout_s
         self._cache_ttl_s = cache_ttl_s
-        self._find = find
+        self._analyses = analyses
 
     async def execute(self, job: ClaimedJob, report: Callable[[int, str], None]) -> Outcome:
         """`report(percent, stage)` is called as stages begin. Raises nothing but CancelledError."""
         clock = StageClock(report)
         started = time.perf_counter()
         try:
-            analysis = self._find(job.type)
-            return self._completed(analysis, job, clock, await self._run(analysis, job, clock))
+            analysis = find_analysis(job.type, self._analyses)
+            budget = min(job.deadline_in_s if job.deadline_in_s > 0 else LATE_BUDGET_S, self._attempt_timeout_s)
+            attempt = Attempt(job.id, self._tools, Deadline.after(budget), clock)
+            result = await analysis.run(checked_input(analysis, job.input), attempt)
+            return self._completed(analysis, clock, result)
         except Exception as error:  # noqa: BLE001 - the boundary: whatever an analysis raises becomes an outcome
-            return self._failed(job, error)
+            return self.failed(job, error)
         finally:
-            self._observe(job, clock.elapsed_ms, time.perf_counter() - started)
+            self._metrics.job_seconds.observe(time.perf_counter() - started, job.type)
+            for stage, spent_ms in clock.elapsed_ms.items():
+                self._metrics.stage_seconds.observe(spent_ms / 1000, job.type, stage)
 
-    def _completed(self, analysis: Analysis, job: ClaimedJob, clock: StageClock, result: AnalysisResult) -> Completed:
-        result.stages_ms = {stage: round(spent, 1) for stage, spent in clock.elapsed_ms.items()}
-        if result.degraded:
-            self._metrics.degraded.labels(analysis.name).inc()
-        shareable = analysis.cacheable and not result.degraded and job.cache_key is not None
-        return Completed(
-            result=result.model_dump(mode="json", by_alias=True),
-            cache_ttl_s=self._cache_ttl_s if shareable else None,
-        )
-
-    async def _run(self, analysis: Analysis, job: ClaimedJob, clock: StageClock) -> AnalysisResult:
-        budget = min(job.deadline_in_s if job.deadline_in_s > 0 else LATE_BUDGET_S, self._attempt_timeout_s)
-        attempt = Attempt(job.id, self._tools, Deadline.after(budget), clock)
-        try:
-            async with asyncio.timeout(self._attempt_timeout_s):
-                return await analysis.run(checked_input(analysis, job.input), attempt)
-        except TimeoutError:
-            raise DeadlineExceeded("attempt timeout") from None
-
-    def _failed(self, job: ClaimedJob, error: Exception) -> Outcome:
+    def failed(self, job: ClaimedJob, error: Exception) -> Retry | Failed:
+        """What becomes of a job whose attempt ended in `error`."""
         outcome = outcome_of_error(
             error,
             attempt=job.attempt,
@@ -87,7 +73,13 @@ class JobExecutor:
         log("attempt failed", type=job.type, attempt=job.attempt, outcome=type(outcome).__name__, exc_info=error)
         return outcome
 
-    def _observe(self, job: ClaimedJob, stages_ms: Mapping[str, float], seconds: float) -> None:
-        self._metrics.job_seconds.labels(job.type).observe(seconds)
-        for stage, spent in stages_ms.items():
-            self._metrics.stage_seconds.labels(job.type, stage).observe(spent / 1000)
+    def _completed(self, analysis: Analysis, clock: StageClock, result: AnalysisResult) -> Completed:
+        if clock.elapsed_ms:
+            result.stages_ms = {stage: round(spent, 1) for stage, spent in clock.elapsed_ms.items()}
+        if result.degraded:
+            self._metrics.degraded.labels(analysis.name).inc()
+        shareable = analysis.sharing != "never" and not result.degraded
+        return Completed(
+            result=result.model_dump(mode="json", by_alias=True),
+            cache_ttl_s=self._cache_ttl_s if shareable else None,
+        )

@@ -14,20 +14,31 @@ from aiworker.telemetry.metrics import Metrics
 
 _log = get_logger("aiworker.leases")
 
+# A cancel is seen within a second also when its notification is lost, or cannot come through a pooler.
+_LONGEST_BEAT_S = 0.8
+
 
 class LeaseKeeper:
-    """Renews at a third of the lease, so that two renewals may fail before a job is taken away."""
+    """Renews often enough for two renewals to fail before a job is taken away.
 
-    def __init__(self, source: JobSource, running: RunningJobs, metrics: Metrics, *, lease_s: float) -> None:
+    It does not vouch for an attempt that has lasted `attempt_timeout_s`: that one is stopped.
+    """
+
+    def __init__(
+        self, source: JobSource, running: RunningJobs, metrics: Metrics, *, lease_s: float, attempt_timeout_s: float
+    ) -> None:
         self._source = source
         self._running = running
         self._metrics = metrics
         self._lease_s = lease_s
+        self._attempt_timeout_s = attempt_timeout_s
+        self._beat_s = min(lease_s / 3, attempt_timeout_s, _LONGEST_BEAT_S)
+        self._rescue_due = 0.0
         self._look_now = asyncio.Event()
         self.last_success = time.monotonic()
 
     def look_now(self) -> None:
-        """Somebody cancelled something: ask at once instead of at the next renewal."""
+        """Somebody cancelled something: ask at once instead of at the next beat."""
         self._look_now.set()
 
     @property
@@ -37,9 +48,10 @@ class LeaseKeeper:
 
     async def run(self) -> None:
         while True:
+            self._stop_stuck()
             try:
                 await self._renew()
-                self._metrics.rescued.inc(await self._source.rescue())
+                await self._rescue()
                 self.last_success = time.monotonic()
             except QueueError as error:
                 _log.warning("leases not renewed", held=len(self._running), exc_info=error)
@@ -53,6 +65,12 @@ class LeaseKeeper:
         self._stop(renewal.lost, StopReason.LEASE_LOST)
         self._stop(renewal.cancel_requested, StopReason.CANCELLED)
 
+    async def _rescue(self) -> None:
+        now = time.monotonic()
+        if now >= self._rescue_due:
+            self._rescue_due = now + self._lease_s / 3
+            self._metrics.rescued.inc(await self._source.rescue())
+
     def _stop(self, ids: frozenset[UUID], reason: StopReason) -> None:
         for job_id in ids:
             running = self._running.by_id.get(job_id)
@@ -60,9 +78,14 @@ class LeaseKeeper:
                 _log.info("job stopped", job_id=str(job_id), reason=reason.value)
                 running.stop(reason)
 
+    def _stop_stuck(self) -> None:
+        oldest = time.monotonic() - self._attempt_timeout_s
+        stuck = frozenset(job_id for job_id, running in self._running.by_id.items() if running.began <= oldest)
+        self._stop(stuck, StopReason.STUCK)
+
     async def _pause(self) -> None:
         try:
-            async with asyncio.timeout(self._lease_s / 3):
+            async with asyncio.timeout(self._beat_s):
                 await self._look_now.wait()
         except TimeoutError:
             return

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from uuid import UUID
 
-from aiworker.domain.errors import InputRejected, QueueError, WorkerError
-from aiworker.domain.job import Lease
+from aiworker.domain.errors import DatabaseUnavailable, QueueError, WorkerError
 from aiworker.domain.messages import sentence
 from aiworker.domain.outcome import Failed, Outcome, label
 from aiworker.domain.ports import JobSource
-from aiworker.scheduler.running import RunningJobs
+from aiworker.scheduler.running import RunningJob, RunningJobs
 from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
 
@@ -19,10 +20,10 @@ _log = get_logger("aiworker.outcomes")
 _LARGEST_BATCH = 200
 _DATABASE_RETRY_S = 0.5
 _PROGRESS_INTERVAL_S = 0.2
+_LEASE_LOST = "lease_lost"
 
 
-Ended = tuple[Lease, str, Outcome]
-"""A lease, the job's type, and how the attempt ended."""
+Ended = tuple[RunningJob, Outcome]
 
 
 class OutcomeWriter:
@@ -39,8 +40,8 @@ class OutcomeWriter:
         self._arrived = asyncio.Event()
         self._closing = False
 
-    def submit(self, lease: Lease, job_type: str, outcome: Outcome) -> None:
-        self._waiting.append((lease, job_type, outcome))
+    def submit(self, running: RunningJob, outcome: Outcome) -> None:
+        self._waiting.append((running, outcome))
         self._arrived.set()
 
     def close(self) -> None:
@@ -58,38 +59,57 @@ class OutcomeWriter:
 
     async def _write(self, batch: list[Ended]) -> None:
         try:
-            written = await self._source.finalise([(lease, outcome) for lease, _, outcome in batch])
-        except QueueError as error:
+            lost = await self._source.finalise([(running.job.lease, outcome) for running, outcome in batch])
+        except DatabaseUnavailable as error:
             _log.warning("outcomes wait for the database", waiting=len(batch), exc_info=error)
             self._waiting = batch + self._waiting
             await asyncio.sleep(_DATABASE_RETRY_S)
-        except InputRejected as error:
+        except WorkerError as error:
             await self._write_apart(batch, error)
         else:
-            self._note(batch, written)
+            self._note(batch, lost)
 
-    async def _write_apart(self, batch: list[Ended], error: InputRejected) -> None:
+    async def _write_apart(self, batch: list[Ended], error: WorkerError) -> None:
         """One of `batch` cannot be stored: the others must not wait for it, and it must end."""
         if len(batch) > 1:
             for ended in batch:
                 await self._write([ended])
             return
-        ((lease, job_type, outcome),) = batch
-        _log.error("outcome cannot be stored", job_id=str(lease.job_id), type=job_type, exc_info=error)
+        ((running, outcome),) = batch
+        job = running.job
+        _log.error("outcome cannot be stored", job_id=str(job.id), type=job.type, exc_info=error)
         if not isinstance(outcome, Failed):
-            await self._write([(lease, job_type, Failed(sentence(WorkerError.code), WorkerError.code))])
+            await self._write([(running, Failed(sentence(WorkerError.code), WorkerError.code))])
         else:
-            self._running.remove(lease)
+            # Left to its lease: the queue itself refuses every end of this job.
+            self._running.remove([running])
 
-    def _note(self, batch: list[Ended], written: frozenset[UUID]) -> None:
-        for lease, job_type, outcome in batch:
-            self._running.remove(lease)
-            held = lease.job_id in written
-            if not held:
-                self._metrics.leases_lost.inc()
-            self._metrics.jobs.labels(job_type, label(outcome) if held else "lease_lost").inc()
+    def _note(self, batch: list[Ended], lost: frozenset[UUID]) -> None:
+        ends: dict[tuple[str, str], int] = {}
+        for running, outcome in batch:
+            lease = running.job.lease
+            end = (running.job.type, _LEASE_LOST if lease.job_id in lost else label(outcome))
+            ends[end] = ends.get(end, 0) + 1
+        self._running.remove(running for running, _ in batch)
+        for (job_type, how), count in ends.items():
+            self._metrics.jobs.labels(job_type, how).inc(count)
+            if how == _LEASE_LOST:
+                self._metrics.leases_lost.inc(count)
+        if _log.is_enabled_for(logging.INFO):
+            self._tell(batch, lost)
+
+    def _tell(self, batch: list[Ended], lost: frozenset[UUID]) -> None:
+        now = time.monotonic()
+        for running, outcome in batch:
+            job = running.job
             _log.info(
-                "job ended", job_id=str(lease.job_id), type=job_type, outcome=label(outcome) if held else "lease_lost"
+                "job ended",
+                job_id=job.id,
+                type=job.type,
+                attempt=job.attempt,
+                outcome=_LEASE_LOST if job.id in lost else label(outcome),
+                waited_s=job.waited_s,
+                took_s=now - running.began,
             )
 
 
@@ -98,16 +118,16 @@ class ProgressWriter:
 
     def __init__(self, source: JobSource) -> None:
         self._source = source
-        self._newest: dict[Lease, tuple[int, str]] = {}
+        self._newest: dict[RunningJob, tuple[int, str]] = {}
         self._arrived = asyncio.Event()
 
-    def report(self, lease: Lease, percent: int, stage: str) -> None:
-        self._newest[lease] = (percent, stage)
+    def report(self, running: RunningJob, percent: int, stage: str) -> None:
+        self._newest[running] = (percent, stage)
         self._arrived.set()
 
-    def forget(self, lease: Lease) -> None:
+    def forget(self, running: RunningJob) -> None:
         """The job has ended; its outcome says more than its progress."""
-        self._newest.pop(lease, None)
+        self._newest.pop(running, None)
 
     async def run(self) -> None:
         while True:
@@ -116,7 +136,7 @@ class ProgressWriter:
             newest, self._newest = self._newest, {}
             if newest:
                 try:
-                    await self._source.report(newest)
+                    await self._source.report({running.job.lease: said for running, said in newest.items()})
                 except QueueError:
                     _log.debug("progress dropped: the database is away")
             await asyncio.sleep(_PROGRESS_INTERVAL_S)

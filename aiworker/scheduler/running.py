@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from uuid import UUID
@@ -16,13 +17,15 @@ class StopReason(Enum):
     CANCELLED = "cancelled"
     LEASE_LOST = "lease_lost"
     SHUTDOWN = "shutdown"
+    STUCK = "stuck"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RunningJob:
-    """`task` and `stop_reason` are written by `stop` and the dispatcher only."""
+    """`task` and `stop_reason` are written by `stop` and the dispatcher only; `began` is of `time.monotonic()`."""
 
     job: ClaimedJob
+    began: float
     task: asyncio.Task[None] | None = None
     stop_reason: StopReason | None = None
 
@@ -36,23 +39,41 @@ class RunningJob:
 
 @dataclass(slots=True)
 class RunningJobs:
-    """Held leases by job id. The dispatcher adds; a job leaves when its outcome has been written or given up."""
+    """Held leases by job id: of jobs that work, and of those that have worked and wait to be written.
+
+    The dispatcher adds; a job leaves when its outcome has been written or given up. `stirred` is set whenever there may
+    be room for another one.
+    """
 
     by_id: dict[UUID, RunningJob] = field(default_factory=dict)
-    slot_freed: asyncio.Event = field(default_factory=asyncio.Event)
+    working: int = 0
+    stirred: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, running: RunningJob) -> None:
-        self.by_id[running.job.id] = running
+        self.by_id[running.job.lease.job_id] = running
+        self.working += 1
 
-    def remove(self, lease: Lease) -> None:
-        """Forgets the job, unless another attempt of it has begun here meanwhile."""
-        held = self.by_id.get(lease.job_id)
-        if held is not None and held.job.lease == lease:
-            del self.by_id[lease.job_id]
-            self.slot_freed.set()
+    def worked(self) -> None:
+        """One of them is done working; its lease is held until the outcome is written."""
+        self.working -= 1
+        self.stirred.set()
+
+    def remove(self, jobs: Iterable[RunningJob]) -> None:
+        """Forgets them, but for those of which another attempt has begun here meanwhile."""
+        by_id = self.by_id
+        for running in jobs:
+            job_id = running.job.lease.job_id
+            if by_id.get(job_id) is running:
+                del by_id[job_id]
+        self.stirred.set()
 
     def leases(self) -> list[Lease]:
         return [running.job.lease for running in self.by_id.values()]
+
+    @property
+    def unwritten(self) -> int:
+        """Jobs that have worked and are not written yet."""
+        return len(self.by_id) - self.working
 
     def __len__(self) -> int:
         return len(self.by_id)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from aiworker.analyses.base import Tools
+from aiworker.analyses.base import Analysis, Tools
 from aiworker.analyses.registry import ANALYSES
 from aiworker.domain.ports import JobSource, WakeUps
 from aiworker.domain.retry import RetryPolicy
@@ -49,12 +50,15 @@ class Worker:
         metrics: Metrics,
         limits: WorkerLimits,
         policy: RetryPolicy | None = None,
+        analyses: Mapping[str, Analysis] = ANALYSES,
     ) -> None:
         self._wake_ups = wake_ups
         self._limits = limits
         self.started_at = time.time()
         self.running = RunningJobs()
-        self.leases = LeaseKeeper(source, self.running, metrics, lease_s=limits.lease_s)
+        self.leases = LeaseKeeper(
+            source, self.running, metrics, lease_s=limits.lease_s, attempt_timeout_s=limits.attempt_timeout_s
+        )
         self._outcomes = OutcomeWriter(source, self.running, metrics)
         self._progress = ProgressWriter(source)
         executor = JobExecutor(
@@ -63,6 +67,7 @@ class Worker:
             policy=policy or RetryPolicy(),
             attempt_timeout_s=limits.attempt_timeout_s,
             cache_ttl_s=limits.cache_ttl_s,
+            analyses=analyses,
         )
         self._dispatcher = Dispatcher(
             source,
@@ -75,7 +80,7 @@ class Worker:
             slots=limits.slots,
             lease_s=limits.lease_s,
             poll_s=limits.poll_s,
-            types=ANALYSES,
+            types=analyses,
         )
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -10,8 +10,10 @@ import logging
 import sys
 import traceback
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TextIO, cast
+from uuid import UUID
 
 import orjson
 import structlog
@@ -21,20 +23,26 @@ from aiworker.domain.errors import WorkerError
 
 _LONGEST_VALUE = 300
 _FRAMES_KEPT = 8
+_DIGITS = 4
 
-Logger = structlog.stdlib.BoundLogger
+Logger = structlog.typing.FilteringBoundLogger
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
+current_job: ContextVar[UUID | None] = ContextVar("current_job", default=None)
+"""The job that this task works on; its id is on every line that the task logs."""
+
+
 def get_logger(name: str) -> Logger:
-    """A logger whose events carry `logger=name` and every value bound by `structlog.contextvars`."""
-    return structlog.stdlib.get_logger(name)
+    """A logger whose events carry `logger=name`."""
+    logger: Logger = structlog.get_logger(name)
+    return logger
 
 
 def configure_logging(level: str, component: str, stream: TextIO | None = None) -> None:
     """Routes structlog and the standard library's loggers to `stream` (stderr); `component` names the process."""
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _add_job,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -44,7 +52,8 @@ def configure_logging(level: str, component: str, stream: TextIO | None = None) 
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        # Lines below the level cost a method call and nothing more.
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream or sys.stderr)
@@ -65,6 +74,12 @@ def _render(component: str) -> Processor:
         return orjson.dumps({"component": component, **event}, default=str).decode()
 
     return render
+
+
+def _add_job(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if (job_id := current_job.get()) is not None:
+        event.setdefault("job_id", str(job_id))
+    return event
 
 
 def _describe_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -96,4 +111,6 @@ def _keep_small(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> 
             event[key] = f"<{len(value)} bytes>"
         elif isinstance(value, str) and len(value) > _LONGEST_VALUE:
             event[key] = value[:_LONGEST_VALUE] + "…"
+        elif isinstance(value, float):
+            event[key] = round(value, _DIGITS)
     return event

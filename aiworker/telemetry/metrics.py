@@ -8,6 +8,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from aiworker.telemetry.timings import Timings
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 60, 120)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -21,12 +23,12 @@ class Metrics:
         r = self.registry
         self.jobs = Counter("aiworker_jobs", "Attempts that ended, by how", ["type", "outcome"], registry=r)
         self.errors = Counter("aiworker_errors", "Attempts that ended in an error", ["type", "code"], registry=r)
-        self.job_seconds = Histogram("aiworker_job_seconds", "Claim to outcome", ["type"], buckets=_SECONDS, registry=r)
-        self.pickup_seconds = Histogram(
-            "aiworker_pickup_seconds", "Enqueued (or due) to claimed", ["type"], buckets=_SECONDS, registry=r
+        self.job_seconds = Timings("aiworker_job_seconds", "Claim to outcome", ["type"], bounds=_SECONDS, registry=r)
+        self.pickup_seconds = Timings(
+            "aiworker_pickup_seconds", "Enqueued (or due) to claimed", ["type"], bounds=_SECONDS, registry=r
         )
-        self.stage_seconds = Histogram(
-            "aiworker_stage_seconds", "Time in one stage", ["type", "stage"], buckets=_SECONDS, registry=r
+        self.stage_seconds = Timings(
+            "aiworker_stage_seconds", "Time in one stage", ["type", "stage"], bounds=_SECONDS, registry=r
         )
         self.degraded = Counter("aiworker_degraded_results", "Answered by rule", ["type"], registry=r)
         self.active_jobs = Gauge("aiworker_active_jobs", "Jobs running in this worker", registry=r)

@@ -16,7 +16,7 @@ from aiworker.analyses.base import Tools
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import DatabaseUnavailable, MediaUnavailable
-from aiworker.domain.job import JobStatus, JobView, Lease, NewJob, Renewal
+from aiworker.domain.job import JobStatus, JobType, JobView, Lease, NewJob, Renewal
 from aiworker.domain.outcome import Completed, Outcome
 from aiworker.domain.retry import RetryPolicy
 from aiworker.scheduler.worker import Worker, WorkerLimits
@@ -31,8 +31,8 @@ LIMITS = WorkerLimits(
 class WatchedQueue(MemoryQueue):
     """A queue whose ends can be awaited."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **rules: Any) -> None:
+        super().__init__(**rules)
         self._ended = asyncio.Condition()
         self.claimed_limits: list[int] = []
 
@@ -41,10 +41,10 @@ class WatchedQueue(MemoryQueue):
         return await super().claim(worker_id, limit, lease_s, types)
 
     async def finalise(self, outcomes: Any) -> frozenset[UUID]:
-        written = await super().finalise(outcomes)
+        lost = await super().finalise(outcomes)
         async with self._ended:
             self._ended.notify_all()
-        return written
+        return lost
 
     async def until(self, job_id: UUID, status: JobStatus) -> JobView:
         async with asyncio.timeout(10), self._ended:
@@ -101,7 +101,7 @@ async def working(
 
 
 def job(text: str = "um ovo", **fields: Any) -> NewJob:
-    return NewJob(**({"user_id": uuid4(), "type": "sofia_text", "input": {"text": text}, "slo_s": 15} | fields))
+    return NewJob(**({"user_id": uuid4(), "type": "sofia_text", "input": {"text": text}} | fields))
 
 
 def chat() -> NewJob:
@@ -136,6 +136,34 @@ async def test_never_more_jobs_than_slots() -> None:
         for job_id in ids:
             await queue.until(job_id, JobStatus.COMPLETED)
     assert max(queue.claimed_limits) <= LIMITS.slots
+
+
+class SlowQueue(WatchedQueue):
+    """Writes no outcome until it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = asyncio.Event()
+
+    async def finalise(self, outcomes: Any) -> frozenset[UUID]:
+        await self.open.wait()
+        return await super().finalise(outcomes)
+
+
+async def test_a_slot_is_free_before_its_outcome_is_written_but_not_without_end() -> None:
+    queue = SlowQueue()
+    async with working(queue, tools()):
+        ids = [await put(queue, job(f"{number} ovos")) for number in range(12)]
+        async with asyncio.timeout(10):
+            while (await queue.depth()).processing < 2 * LIMITS.slots:
+                await asyncio.sleep(0)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        held = (await queue.depth()).processing
+        queue.open.set()
+        for job_id in ids:
+            await queue.until(job_id, JobStatus.COMPLETED)
+    assert 2 * LIMITS.slots <= held <= 3 * LIMITS.slots
 
 
 async def test_a_transient_error_is_retried_and_then_fails() -> None:
@@ -270,16 +298,13 @@ async def test_only_whole_answers_of_cacheable_types_are_shared() -> None:
         return "oi" if request.answer is None else request.answer.model_validate({"foods": []})
 
     async with working(queue, tools(FunctionModel(answer))):
-        await queue.until(await put(queue, job(cache_key="whole")), JobStatus.COMPLETED)
-        await queue.until(
-            await put(queue, job(type="unified_assistant", input={"message": "oi"}, cache_key="chat")),
-            JobStatus.COMPLETED,
-        )
+        await queue.until(await put(queue, job()), JobStatus.COMPLETED)
+        await queue.until(await put(queue, chat()), JobStatus.COMPLETED)
     async with working(queue, tools()):
-        await queue.until(await put(queue, job("dois ovos", cache_key="degraded")), JobStatus.COMPLETED)
-    assert (await queue.enqueue(job(cache_key="whole"))).job_id is None
-    assert (await queue.enqueue(job(cache_key="chat"))).job_id is not None
-    assert (await queue.enqueue(job("dois ovos", cache_key="degraded"))).job_id is not None
+        await queue.until(await put(queue, job("dois ovos")), JobStatus.COMPLETED)
+    assert (await queue.enqueue(job())).job_id is None
+    assert (await queue.enqueue(chat())).job_id is not None
+    assert (await queue.enqueue(job("dois ovos"))).job_id is not None
 
 
 async def test_a_late_job_still_gets_a_budget() -> None:
@@ -290,10 +315,9 @@ async def test_a_late_job_still_gets_a_budget() -> None:
             budgets.append(deadline.remaining())
             return await super().complete(request, deadline)
 
-    queue = WatchedQueue()
+    queue = WatchedQueue(types=[JobType("unified_assistant", "1", slo_s=-100, sharing="never")])
     async with working(queue, tools(Clocked(lambda _: "oi"))):
-        late = job(type="unified_assistant", input={"message": "oi"}, slo_s=-100)
-        await queue.until(await put(queue, late), JobStatus.COMPLETED)
+        await queue.until(await put(queue, chat()), JobStatus.COMPLETED)
     assert budgets[0] > 5
 
 
@@ -302,4 +326,4 @@ async def test_a_stale_attempt_cannot_finish_a_job(outcome: Outcome) -> None:
     queue = MemoryQueue()
     job_id = await put(queue, job())
     await queue.claim("w", 1, 10, ["sofia_text"])
-    assert await queue.finalise([(Lease(job_id, uuid4()), outcome)]) == frozenset()
+    assert await queue.finalise([(Lease(job_id, uuid4()), outcome)]) == {job_id}

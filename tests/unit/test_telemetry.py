@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from contextvars import copy_context
 from io import StringIO
+from uuid import UUID
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from aiworker.domain.errors import ProviderMisconfigured
-from aiworker.telemetry.logs import configure_logging, get_logger
+from aiworker.telemetry.logs import configure_logging, current_job, get_logger
 from aiworker.telemetry.metrics import Metrics
+from aiworker.telemetry.timings import Timings
 
 
 @pytest.fixture
@@ -33,12 +39,16 @@ def lines(log: StringIO) -> list[dict[str, object]]:
     return [json.loads(line) for line in log.getvalue().splitlines()]
 
 
-def test_one_json_line_an_event_with_the_bound_job(log: StringIO) -> None:
-    with structlog.contextvars.bound_contextvars(job_id="j-1"):
-        get_logger("here").info("job started", type="sofia_text")
+def test_one_json_line_an_event_with_the_job_at_hand(log: StringIO) -> None:
+    def work() -> None:
+        current_job.set(UUID(int=1))
+        get_logger("here").info("stage ended", type="sofia_text", took_s=1.23456789)
+
+    copy_context().run(work)
     (line,) = lines(log)
-    assert line["event"] == "job started"
-    assert line["job_id"] == "j-1"
+    assert line["event"] == "stage ended"
+    assert line["job_id"] == str(UUID(int=1))
+    assert line["took_s"] == 1.2346
     assert line["component"] == "test"
     assert line["logger"] == "here"
     assert line["level"] == "info"
@@ -73,7 +83,34 @@ def test_the_standard_librarys_loggers_speak_json_too(log: StringIO) -> None:
 def test_metrics_are_valid_openmetrics() -> None:
     metrics = Metrics()
     metrics.jobs.labels("sofia_text", "completed").inc()
-    metrics.pickup_seconds.labels("sofia_text").observe(0.004)
+    metrics.pickup_seconds.observe(0.004, "sofia_text")
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
     assert families["aiworker_jobs"].samples[0].value == 1
     assert "aiworker_pickup_seconds" in families
+
+
+@given(st.lists(st.floats(0, 20), max_size=30))
+def test_timings_say_what_a_histogram_of_the_library_says(seconds: list[float]) -> None:
+    ours, theirs, bounds = CollectorRegistry(), CollectorRegistry(), (0.1, 1.0, 10.0)
+    timings = Timings("t", "help", ["type"], bounds=bounds, registry=ours)
+    histogram = Histogram("t", "help", ["type"], buckets=bounds, registry=theirs)
+    for each in seconds:
+        timings.observe(each, "x")
+        histogram.labels("x").observe(each)
+
+    def samples(registry: CollectorRegistry) -> dict[tuple[str, str], float]:
+        return {
+            (sample.name, sample.labels.get("le", "")): pytest.approx(sample.value)
+            for family in registry.collect()
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        }
+
+    assert samples(ours) == samples(theirs)
+
+
+def test_two_timings_of_one_name_are_refused() -> None:
+    registry = CollectorRegistry()
+    Timings("t", "help", [], bounds=(1.0,), registry=registry)
+    with pytest.raises(ValueError, match="Duplicated"):
+        Timings("t", "help", [], bounds=(1.0,), registry=registry)
