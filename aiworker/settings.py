@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -29,7 +29,10 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL 15 or newer; unset, `up` and `demo` start their own"
     )
-    database_timeout_s: float = Field(10.0, gt=0, le=120, description="limit of every database call")
+    database_timeout_s: float = Field(5.0, gt=0, le=120, description="limit of every database call")
+    database_pooler: Literal["auto", "transaction", "none"] = Field(
+        "auto", description="whether DATABASE_URL goes through a transaction pooler; auto finds out"
+    )
 
     host: str = Field("127.0.0.1", description="address the gateway listens on; beyond loopback it needs a secret")
     port: int = Field(8080, ge=0, le=65535, description="the gateway's port; 0 takes a free one")

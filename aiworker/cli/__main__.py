@@ -129,6 +129,37 @@ def migrate(dry_run: bool) -> None:
 
 
 @main.command()
+@click.option("--dry-run", is_flag=True, help="Do everything, take it back, and say what it was. Jobs wait meanwhile.")
+@click.option("--give-up-after", default=24.0, metavar="HOURS", help="Unfinished jobs older than this end as failed.")
+def adopt(dry_run: bool, give_up_after: float) -> None:
+    """Take over a table analysis_jobs of another shape: MaxNutrition's, its specification's, or an older aiworker's.
+
+    No row is lost: the old table stays beside the new one, closed to everybody. Stop the old worker before.
+    """
+    from aiworker.cli.adoption import run_adoption
+
+    _run(run_adoption(load_settings(), give_up_after, dry_run, _console))
+
+
+@main.command()
+@click.argument("job_type", metavar="TYPE", default="*")
+def pause(job_type: str) -> None:
+    """Hand out no more jobs of TYPE (default: of all types). Running jobs go on; new ones wait."""
+    from aiworker.cli.wiring import pause_queue
+
+    _run(pause_queue(load_settings(), job_type))
+
+
+@main.command()
+@click.argument("job_type", metavar="TYPE", default="*")
+def resume(job_type: str) -> None:
+    """Take back a pause of TYPE (default: the one of all types)."""
+    from aiworker.cli.wiring import resume_queue
+
+    _run(resume_queue(load_settings(), job_type))
+
+
+@main.command()
 @click.argument("job_type", metavar="TYPE")
 @click.option("--photo", metavar="FILE|URL", help="For sofia_image: becomes input.imageUrl.")
 @click.option("--text", metavar="TEXT", help="For sofia_text (input.text) and unified_assistant (input.message).")

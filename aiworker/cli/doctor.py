@@ -21,6 +21,7 @@ from aiworker.domain.errors import WorkerError
 from aiworker.inference.weights import resolve_weights
 from aiworker.llm.gemini import GeminiModel
 from aiworker.llm.ollama import OllamaModel
+from aiworker.queue.connect import Connector, Pooler
 from aiworker.queue.migrate import pending
 from aiworker.settings import Settings
 
@@ -72,7 +73,7 @@ async def examine(settings: Settings) -> list[Finding]:
 
 async def _check_database(settings: Settings) -> list[Finding]:
     if settings.database_url is not None:
-        return await _examine_database(settings.database_url.get_secret_value())
+        return await _examine_database(settings.database_url.get_secret_value(), pooler=settings.database_pooler)
     data = STATE_DIR / "postgres"
     if not await asyncio.to_thread(data.exists):
         found = "DATABASE_URL is not set, and there is no embedded PostgreSQL yet"
@@ -87,9 +88,10 @@ async def _check_database(settings: Settings) -> list[Finding]:
         await asyncio.to_thread(server.stop)
 
 
-async def _examine_database(url: str, kind: str = "") -> list[Finding]:
+async def _examine_database(url: str, kind: str = "", pooler: Pooler = "auto") -> list[Finding]:
+    connector = Connector(url, timeout_s=_PROBE_S, application_name="aiworker doctor", pooler=pooler)
     try:
-        connection = await asyncpg.connect(url, timeout=_PROBE_S)
+        connection = await connector()
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         do = "check DATABASE_URL, that the server runs, and that this machine may reach it"
         return [Finding("database", Verdict.FAIL, f"no connection ({type(error).__name__})", do)]
@@ -101,13 +103,23 @@ async def _examine_database(url: str, kind: str = "") -> list[Finding]:
         return [Finding("migrations", Verdict.FAIL, error.code, error.note)]
     finally:
         await connection.close()
-    return [_version(version.major, kind), _migrations(missing), _clock(skew)]
+    pooled = await connector.through_pooler()
+    return [_version(version.major, kind), _connections(pooled), _migrations(missing), _clock(skew)]
 
 
 def _version(major: int, kind: str) -> Finding:
     if major < 15:
         return Finding("database", Verdict.FAIL, f"PostgreSQL {major}", "use PostgreSQL 15 or newer")
     return Finding("database", Verdict.OK, f"{kind}PostgreSQL {major}")
+
+
+def _connections(pooled: bool) -> Finding:
+    if not pooled:
+        return Finding("connections", Verdict.OK, "direct: jobs are picked up when they are enqueued")
+    found = "a transaction pooler: no notifications, jobs are found by polling every WORKER_POLL_INTERVAL_MS"
+    return Finding(
+        "connections", Verdict.WARN, found, "give the worker a direct (or session) connection in DATABASE_URL"
+    )
 
 
 def _migrations(missing: list[str]) -> Finding:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
 from aiworker.analyses.base import Tools
+from aiworker.analyses.registry import ANALYSES
 from aiworker.cli.keys import Keys
 from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
 from aiworker.domain.job import QueueDepth
@@ -23,7 +25,7 @@ from aiworker.llm.ollama import OllamaModel
 from aiworker.llm.router import ModelRouter, Provider
 from aiworker.media.fetch import HttpImageSource, MediaLimits
 from aiworker.queue.listen import Listener
-from aiworker.queue.postgres import PostgresQueue
+from aiworker.queue.postgres import PostgresQueue, QueueRules
 from aiworker.scheduler.worker import Worker, WorkerLimits
 from aiworker.settings import Settings
 from aiworker.telemetry.metrics import Metrics
@@ -42,13 +44,10 @@ def database_url(settings: Settings) -> str:
 async def gateway_app(settings: Settings, keys: Keys) -> AsyncIterator[web.Application]:
     """The gateway with its health routes."""
     metrics = Metrics()
-    url = database_url(settings)
-    async with PostgresQueue(url, timeout_s=settings.database_timeout_s, application_name="aiworker gateway") as queue:
+    async with _queue(settings, "gateway") as queue:
         gateway = Gateway(
             queue,
             Authenticator(jwt_secret=keys.jwt_secret, service_key=keys.service_key),
-            max_attempts=settings.worker_max_retries,
-            max_active=settings.max_active_jobs_per_user,
             enable_cache=settings.enable_cache,
         )
         app = build_gateway(gateway, metrics, max_body_bytes=int(settings.max_body_mb * _MB))
@@ -76,11 +75,8 @@ class WorkerParts:
 async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
     """Everything of the worker, opened, with its children starting; closed in reverse order at the end."""
     metrics = Metrics()
-    url = database_url(settings)
     async with AsyncExitStack() as stack:
-        queue = await stack.enter_async_context(
-            PostgresQueue(url, timeout_s=settings.database_timeout_s, application_name="aiworker worker")
-        )
+        queue = await stack.enter_async_context(_queue(settings, "worker"))
         pool = _pool(settings, metrics)
         await pool.start()
         stack.push_async_callback(pool.stop)
@@ -90,8 +86,36 @@ async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
         images = HttpImageSource(_media_limits(settings))
         stack.push_async_callback(router.close)
         stack.push_async_callback(images.close)
-        worker = Worker(queue, Listener(url), Tools(images, pool, router), metrics, _limits(settings))
+        listener = Listener(database_url(settings), pooler=settings.database_pooler)
+        worker = Worker(queue, listener, Tools(images, pool, router), metrics, _limits(settings))
         yield WorkerParts(worker, queue, pool, router, metrics)
+
+
+def _queue(settings: Settings, process: str) -> PostgresQueue:
+    rules = QueueRules(
+        tuple(analysis.job_type for analysis in ANALYSES.values()),
+        max_active=settings.max_active_jobs_per_user,
+        max_attempts=settings.worker_max_retries,
+    )
+    return PostgresQueue(
+        database_url(settings),
+        rules,
+        timeout_s=settings.database_timeout_s,
+        application_name=f"aiworker {process}",
+        pooler=settings.database_pooler,
+    )
+
+
+async def pause_queue(settings: Settings, job_type: str) -> None:
+    """Raises ConfigurationError, DatabaseUnavailable."""
+    async with _queue(settings, "pause") as queue:
+        await queue.pause(job_type)
+
+
+async def resume_queue(settings: Settings, job_type: str) -> None:
+    """Raises ConfigurationError, DatabaseUnavailable."""
+    async with _queue(settings, "resume") as queue:
+        await queue.resume(job_type)
 
 
 async def depth_or_none(queue: PostgresQueue) -> QueueDepth | None:
@@ -102,7 +126,7 @@ async def depth_or_none(queue: PostgresQueue) -> QueueDepth | None:
         return None
 
 
-def described(depth: QueueDepth | None) -> dict[str, float] | None:
+def described(depth: QueueDepth | None) -> dict[str, Any] | None:
     """For a person who looks."""
     if depth is None:
         return None
@@ -110,7 +134,9 @@ def described(depth: QueueDepth | None) -> dict[str, float] | None:
         "pending": depth.pending,
         "processing": depth.processing,
         "delayed": depth.delayed,
+        "following": depth.following,
         "oldestPendingSeconds": round(depth.oldest_pending_s, 3),
+        "paused": list(depth.paused),
     }
 
 

@@ -9,10 +9,8 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from aiworker.analyses.base import Analysis
 from aiworker.analyses.registry import checked_input, describe, find_analysis
-from aiworker.domain.cache_key import cache_key
-from aiworker.domain.errors import InputRejected, UnknownJobType
+from aiworker.domain.errors import InputRejected, NotAllowed, UnknownJobType
 from aiworker.domain.job import JobStatus, JobView, NewJob
 from aiworker.domain.messages import sentence
 from aiworker.domain.ports import JobIntake
@@ -36,15 +34,11 @@ class InvalidJobId(InputRejected):
 
 
 class Gateway:
-    """Handlers of the API. `max_attempts` and `max_active` are the queue's limits for each job and each user."""
+    """Handlers of the API. `enable_cache` False lets every job run for itself."""
 
-    def __init__(
-        self, intake: JobIntake, auth: Authenticator, *, max_attempts: int, max_active: int, enable_cache: bool
-    ) -> None:
+    def __init__(self, intake: JobIntake, auth: Authenticator, *, enable_cache: bool) -> None:
         self._intake = intake
         self._auth = auth
-        self._max_attempts = max_attempts
-        self._max_active = max_active
         self._enable_cache = enable_cache
 
     async def enqueue(self, request: web.Request) -> web.Response:
@@ -54,20 +48,19 @@ class Gateway:
         order = _checked(EnqueueRequest, body)
         analysis = find_analysis(order.type)
         checked_input(analysis, order.input)
-        user_id = _user_of(principal, order)
+        if order.unlimited and not principal.is_service:
+            raise NotAllowed("only the service may leave out the limit")
         enqueued = await self._intake.enqueue(
             NewJob(
-                user_id=user_id,
+                user_id=_user_of(principal, order),
                 type=analysis.name,
                 input=order.input,
-                slo_s=analysis.slo_s,
                 priority=order.priority,
-                max_attempts=self._max_attempts,
-                cache_key=self._cache_key(analysis, order),
                 idempotency_key=_idempotency_key(request, order),
-                max_active=self._max_active,
-            ),
-            use_cache=order.use_cache,
+                delay_s=order.delay_seconds,
+                use_cache=order.use_cache and self._enable_cache,
+                unlimited=order.unlimited,
+            )
         )
         if enqueued.job_id is None:
             reply = {"jobId": None, "status": "completed", "result": enqueued.cached_result, "cached": True}
@@ -93,11 +86,6 @@ class Gateway:
         principal = self._auth.principal(request.headers)
         job = await self._intake.cancel(await _job_id(request), principal.user_id)
         return json_reply(_view(request, job) | {"cancelRequested": job.status is not JobStatus.CANCELLED})
-
-    def _cache_key(self, analysis: Analysis, order: EnqueueRequest) -> str | None:
-        if not (analysis.cacheable and self._enable_cache):
-            return None
-        return cache_key(analysis.name, analysis.version, order.input)
 
 
 def build_gateway(gateway: Gateway, metrics: Metrics, *, max_body_bytes: int) -> web.Application:

@@ -17,12 +17,15 @@ class _Body(BaseModel):
 
 
 class EnqueueRequest(_Body):
-    """`user_id` counts only with the service key; with a user's token it is the token's."""
+    """`user_id` counts only with the service key; with a user's token it is the token's. `unlimited` is the service's
+    way past the limit of active jobs; `delay_seconds` puts the job off, by 30 days at most."""
 
     type: str = Field(min_length=1, max_length=64)
     input: dict[str, Any]
     priority: int = Field(default=5, ge=1, le=10)
     use_cache: bool = True
+    delay_seconds: float = Field(default=0.0, ge=0, le=2_592_000)
+    unlimited: bool = False
     user_id: UUID | None = None
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=200)
 
