@@ -11,7 +11,13 @@ import pytest
 from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
 from aiworker.queue.migrate import Migration, apply, migrate, pending, shipped
 
-NAMES = ["0001_tables.sql", "0002_client_functions.sql", "0003_worker_functions.sql"]
+NAMES = [
+    "0001_tables.sql",
+    "0002_roles.sql",
+    "0003_client_functions.sql",
+    "0004_worker_functions.sql",
+    "0005_access.sql",
+]
 
 
 async def test_each_file_is_applied_once_and_in_order(empty_database_url: str) -> None:

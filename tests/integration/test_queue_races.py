@@ -9,19 +9,19 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from fakes.queue_bench import LEASE_S, RULES, SHARED
+from fakes.queue_bench import TEXT as TYPE
 
 from aiworker.domain.errors import TooManyActiveJobs
 from aiworker.domain.job import ClaimedJob, JobStatus, NewJob
 from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
 from aiworker.queue.postgres import PostgresQueue
 
-TYPE = "sofia_text"
-LEASE_S = 6.0
-
 
 @pytest.fixture
 async def queue(database_url: str) -> AsyncIterator[PostgresQueue]:
-    async with PostgresQueue(database_url, timeout_s=20) as queue:
+    async with PostgresQueue(database_url, RULES, timeout_s=20) as queue:
+        await queue.configure(RULES)
         yield queue
 
 
@@ -34,7 +34,7 @@ async def other(database_url: str) -> AsyncIterator[Any]:
 
 
 def new_job(**changes: Any) -> NewJob:
-    return NewJob(**({"user_id": uuid4(), "type": TYPE, "input": {}, "slo_s": 20.0} | changes))
+    return NewJob(**({"user_id": uuid4(), "type": TYPE, "input": {}} | changes))
 
 
 async def running(queue: PostgresQueue, count: int) -> list[ClaimedJob]:
@@ -74,7 +74,7 @@ async def test_an_outcome_that_waited_for_a_cancel_sees_it(queue: PostgresQueue,
         finalising = asyncio.create_task(queue.finalise([(job.lease, outcome)]))
         await until_blocked(other)
 
-    assert await finalising == {job.id}
+    assert not await finalising
     assert (await queue.status(job.id, None)).status is JobStatus.CANCELLED
 
 
@@ -86,21 +86,72 @@ async def test_an_outcome_that_waited_for_a_rescue_is_refused(queue: PostgresQue
         finalising = asyncio.create_task(queue.finalise([(job.lease, Completed({}))]))
         await until_blocked(other)
 
-    assert await finalising == frozenset()
+    assert await finalising == {job.id}
     assert (await queue.status(job.id, None)).status is JobStatus.PENDING
 
 
 async def test_the_limit_counts_a_job_whose_transaction_was_still_open(queue: PostgresQueue, other: Any) -> None:
     user = uuid4()
+    for _ in range(RULES.max_active - 1):
+        await queue.enqueue(new_job(user_id=user))
     async with other.transaction():
-        await other.execute("select enqueue_analysis($1, $2, '{}', 20, p_max_active => 1)", user, TYPE)
-        second = asyncio.create_task(queue.enqueue(new_job(user_id=user, max_active=1)))
+        await other.execute("select enqueue_analysis($1, '{}', $2)", TYPE, user)
+        second = asyncio.create_task(queue.enqueue(new_job(user_id=user)))
         await until_blocked(other)
         # Another user does not wait.
-        assert (await queue.enqueue(new_job(max_active=1))).job_id is not None
+        assert (await queue.enqueue(new_job())).job_id is not None
 
     with pytest.raises(TooManyActiveJobs):
         await second
+
+
+class TestSingleFlight:
+    """An identical request while the first one's end, or beginning, is not committed yet."""
+
+    @pytest.mark.parametrize("ttl_s", [60, None], ids=["shared", "degraded"])
+    async def test_who_asks_while_the_first_ends(self, queue: PostgresQueue, other: Any, ttl_s: float | None) -> None:
+        await queue.enqueue(new_job(type=SHARED))
+        [first] = await queue.claim("w", 1, LEASE_S, [SHARED])
+        async with other.transaction():
+            await other.execute(
+                "select finalise_analyses($1, $2, '{completed}', '{\"{}\"}', $3)",
+                [first.id],
+                [first.lease.token],
+                [ttl_s],
+            )
+            asking = asyncio.create_task(queue.enqueue(new_job(type=SHARED)))
+            await until_blocked(other)
+
+        if ttl_s:
+            assert (await asking).cached_result == {}
+        else:
+            assert [job.id for job in await queue.claim("w", 2, LEASE_S, [SHARED])] == [(await asking).job_id]
+
+    async def test_who_asks_while_the_first_passes_on(self, queue: PostgresQueue, other: Any) -> None:
+        await queue.enqueue(new_job(type=SHARED))
+        heir = (await queue.enqueue(new_job(type=SHARED))).job_id
+        [first] = await queue.claim("w", 1, LEASE_S, [SHARED])
+        async with other.transaction():
+            await other.execute("select finalise_analyses($1, $2, '{failed}')", [first.id], [first.lease.token])
+            asking = asyncio.create_task(queue.enqueue(new_job(type=SHARED)))
+            await until_blocked(other)
+
+        late = (await asking).job_id
+        [running] = await queue.claim("w", 3, LEASE_S, [SHARED])
+        assert running.id == heir
+        assert not await queue.finalise([(running.lease, Completed({"n": 1}, 60))])
+        assert (await queue.status(late, None)).result == {"n": 1}
+
+    async def test_who_ends_while_a_follower_is_not_committed(self, queue: PostgresQueue, other: Any) -> None:
+        await queue.enqueue(new_job(type=SHARED))
+        [first] = await queue.claim("w", 1, LEASE_S, [SHARED])
+        async with other.transaction():
+            follower = await other.fetchval("select job_id from enqueue_analysis($1, '{}', $2)", SHARED, uuid4())
+            ending = asyncio.create_task(queue.finalise([(first.lease, Completed({"n": 1}, 60))]))
+            await until_blocked(other)
+
+        assert not await ending
+        assert (await queue.status(follower, None)).result == {"n": 1}
 
 
 async def test_batches_in_opposite_order_do_not_deadlock(database_url: str, queue: PostgresQueue) -> None:
@@ -117,8 +168,8 @@ async def test_batches_in_opposite_order_do_not_deadlock(database_url: str, queu
                 await second.report(dict.fromkeys(reversed(leases), (percent, "detect")))
 
         await asyncio.gather(renew(), report(), renew(), report())
-        written, _ = await asyncio.gather(
+        lost, _ = await asyncio.gather(
             second.finalise([(lease, Completed({}, 60)) for lease in reversed(leases)]), queue.renew(leases, LEASE_S)
         )
 
-    assert written == {job.id for job in jobs}
+    assert not lost
