@@ -125,7 +125,7 @@ async def floor_and_http(
 ) -> tuple[list[float], list[float]]:
     """Milliseconds of one enqueue as bare SQL and over HTTP, in turn."""
     statement = await database.prepare(
-        "SELECT * FROM enqueue_analysis($1, 'sofia_text', $2::jsonb, 15, p_use_cache => false)"
+        "SELECT * FROM enqueue_analysis('sofia_text', $2::jsonb, $1, p_use_cache => false)"
     )
     body = json.dumps(TEXT)
     bare: list[float] = []
