@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="the gateway's port; 0 takes a free one")
     worker_host: str = Field("127.0.0.1", description="address the worker's health endpoint listens on")
     worker_port: int = Field(3001, ge=0, le=65535, description="the worker's health port; 0 takes a free one")
+    health_token: SecretStr | None = Field(
+        None, description="bearer token that /health/detailed and /metrics ask for; unset, they are open"
+    )
     max_body_mb: float = Field(16.0, gt=0, le=64, description="largest request body")
     supabase_jwt_secret: SecretStr | None = Field(None, description="HS256 secret of the Supabase project")
     supabase_service_role_key: SecretStr | None = Field(None, description="the key that may name any user")

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import web
 
 from aiworker.analyses.base import Tools
 from aiworker.analyses.registry import ANALYSES
+from aiworker.cli.health import gateway_ops
 from aiworker.cli.keys import Keys
-from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
-from aiworker.domain.job import QueueDepth
+from aiworker.domain.errors import ConfigurationError
 from aiworker.gateway.app import Gateway, build_gateway
 from aiworker.gateway.auth import Authenticator
-from aiworker.gateway.ops import Health, add_ops
+from aiworker.gateway.ops import add_ops
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, threads_per_child
 from aiworker.inference.weights import resolve_weights
@@ -48,15 +47,11 @@ async def gateway_app(settings: Settings, keys: Keys) -> AsyncIterator[web.Appli
         gateway = Gateway(
             queue,
             Authenticator(jwt_secret=keys.jwt_secret, service_key=keys.service_key),
+            metrics,
             enable_cache=settings.enable_cache,
         )
         app = build_gateway(gateway, metrics, max_body_bytes=int(settings.max_body_mb * _MB))
-
-        async def probe() -> Health:
-            depth = await depth_or_none(queue)
-            return Health({"database": depth is not None}, {"queue": described(depth)})
-
-        add_ops(app, probe, metrics)
+        add_ops(app, gateway_ops(settings, queue, metrics), metrics)
         yield app
 
 
@@ -116,28 +111,6 @@ async def resume_queue(settings: Settings, job_type: str) -> None:
     """Raises ConfigurationError, DatabaseUnavailable."""
     async with _queue(settings, "resume") as queue:
         await queue.resume(job_type)
-
-
-async def depth_or_none(queue: PostgresQueue) -> QueueDepth | None:
-    """None when the database does not answer."""
-    try:
-        return await queue.depth()
-    except DatabaseUnavailable:
-        return None
-
-
-def described(depth: QueueDepth | None) -> dict[str, Any] | None:
-    """For a person who looks."""
-    if depth is None:
-        return None
-    return {
-        "pending": depth.pending,
-        "processing": depth.processing,
-        "delayed": depth.delayed,
-        "following": depth.following,
-        "oldestPendingSeconds": round(depth.oldest_pending_s, 3),
-        "paused": list(depth.paused),
-    }
 
 
 def _pool(settings: Settings, metrics: Metrics) -> InferencePool:

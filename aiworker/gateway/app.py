@@ -36,9 +36,10 @@ class InvalidJobId(InputRejected):
 class Gateway:
     """Handlers of the API. `enable_cache` False lets every job run for itself."""
 
-    def __init__(self, intake: JobIntake, auth: Authenticator, *, enable_cache: bool) -> None:
+    def __init__(self, intake: JobIntake, auth: Authenticator, metrics: Metrics, *, enable_cache: bool) -> None:
         self._intake = intake
         self._auth = auth
+        self._metrics = metrics
         self._enable_cache = enable_cache
 
     async def enqueue(self, request: web.Request) -> web.Response:
@@ -62,6 +63,8 @@ class Gateway:
                 unlimited=order.unlimited,
             )
         )
+        if order.use_cache and self._enable_cache and analysis.sharing != "never":
+            self._metrics.cache_lookups.labels(analysis.name, "hit" if enqueued.job_id is None else "miss").inc()
         if enqueued.job_id is None:
             reply = {"jobId": None, "status": "completed", "result": enqueued.cached_result, "cached": True}
             return json_reply(reply)

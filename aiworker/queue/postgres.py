@@ -131,6 +131,10 @@ class PostgresQueue:
         rows = await self._database.fetch(_CANCEL, job_id, user_id)
         return job_view(rows[0])
 
+    async def ping(self) -> None:
+        """Raises DatabaseUnavailable."""
+        await self._database.fetch("select 1")
+
     async def depth(self) -> QueueDepth:
         return queue_depth(await self._database.fetch(_DEPTH))
 

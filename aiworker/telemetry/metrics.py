@@ -5,7 +5,10 @@ Labels have few values: job types, stages, providers, outcomes and route names, 
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import platform
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from aiworker.telemetry.timings import Timings
@@ -32,11 +35,16 @@ class Metrics:
         )
         self.degraded = Counter("aiworker_degraded_results", "Answered by rule", ["type"], registry=r)
         self.active_jobs = Gauge("aiworker_active_jobs", "Jobs running in this worker", registry=r)
+        self.slots = Gauge("aiworker_slots", "Jobs that this worker may run at once", registry=r)
         self.leases_lost = Counter("aiworker_leases_lost", "Attempts whose lease was gone", registry=r)
         self.rescued = Counter("aiworker_jobs_rescued", "Jobs taken from silent workers", registry=r)
         self.queue_jobs = Gauge("aiworker_queue_jobs", "Unfinished jobs", ["status"], registry=r)
         self.queue_oldest = Gauge("aiworker_queue_oldest_seconds", "Age of the oldest job that could run", registry=r)
         self.database_up = Gauge("aiworker_database_up", "1 when the last call worked", registry=r)
+        self.checks = Gauge("aiworker_health_check", "1 when the check of /health holds", ["check"], registry=r)
+        self.cache_lookups = Counter(
+            "aiworker_cache_lookups", "Enqueued with a result to share, or not", ["type", "result"], registry=r
+        )
         self.batch_size = Histogram(
             "aiworker_inference_batch_size", "Images in a batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=r
         )
@@ -54,10 +62,18 @@ class Metrics:
         )
         self.llm_tokens = Counter("aiworker_llm_tokens", "Tokens", ["provider", "direction"], registry=r)
         self.llm_cost = Counter("aiworker_llm_cost_usd", "Cost by list price", ["provider"], registry=r)
+        self.provider_up = Gauge(
+            "aiworker_llm_provider_up", "0 while its circuit breaker is open", ["provider"], registry=r
+        )
         self.http_seconds = Histogram(
             "aiworker_http_request_seconds", "Requests", ["route", "status"], buckets=_SECONDS, registry=r
         )
         self.rss = Gauge("aiworker_process_rss_bytes", "Memory of this process", registry=r)
+        self.memory_limit = Gauge("aiworker_memory_limit_bytes", "What the container or machine has", registry=r)
+        self.build = Info("aiworker_build", "What runs", registry=r)
+        self.build.info({"version": version("aiworker"), "python": platform.python_version()})
+        # process_*: CPU time, open files, start time, by their usual names.
+        ProcessCollector(registry=r)
 
     def render(self) -> bytes:
         """OpenMetrics text."""

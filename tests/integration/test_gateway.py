@@ -16,7 +16,7 @@ from aiworker.domain.job import Enqueued, NewJob
 from aiworker.domain.outcome import Completed, Failed
 from aiworker.gateway.app import Gateway, build_gateway
 from aiworker.gateway.auth import Authenticator, user_token
-from aiworker.gateway.ops import Health, add_ops
+from aiworker.gateway.ops import Ops, add_ops
 from aiworker.telemetry.metrics import Metrics
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes!"
@@ -57,14 +57,14 @@ async def api(queue: MemoryQueue) -> AsyncIterator[TestClient[Any, Any]]:
 
 def client_of(queue: MemoryQueue) -> TestClient[Any, Any]:
     auth = Authenticator(jwt_secret=SECRET, service_key=KEY)
-    gateway = Gateway(queue, auth, max_attempts=3, max_active=10, enable_cache=True)
     metrics = Metrics()
+    gateway = Gateway(queue, auth, metrics, enable_cache=True)
     app = build_gateway(gateway, metrics, max_body_bytes=10_000)
 
-    async def probe() -> Health:
-        return Health({"database": True}, {"queue": None})
+    async def checks() -> dict[str, bool]:
+        return {"database": True}
 
-    add_ops(app, probe, metrics)
+    add_ops(app, Ops(checks), metrics)
     return TestClient(TestServer(app))
 
 
@@ -186,7 +186,7 @@ async def test_cancel_pending_running_and_finished(api: TestClient[Any, Any], qu
     await queue.claim("w", 1, 10, ["sofia_text"])
     status, reply = await cancel(running["jobId"])
     assert (status, reply["status"], reply["cancelRequested"]) == (200, "processing", True)
-    _, finished = await enqueue(api)
+    _, finished = await enqueue(api, TEXT | {"useCache": False})
     await finish(queue, Completed({}))
     status, reply = await cancel(finished["jobId"])
     assert (status, reply["code"]) == (409, "job_already_finished")

@@ -353,6 +353,10 @@ async def test_health_and_metrics_of_the_worker(system: System) -> None:
     assert detailed["checks"] == {"database": True, "leases": True, "inference": True}
     assert detailed["inference"]["children"][0]["restarts"] >= 1
     assert detailed["providers"]["gemini"]["answered"] > 0
+    assert detailed["worker"].keys() == {"id", "concurrency", "activeJobs", "queueSize"}
+    assert detailed["services"] == {"yolo": "ready", "ollama": "up", "gemini": "up"}
+    assert detailed["memory"]["childrenRssMb"] > 50
+    assert detailed["versions"]["torch"]
     _, text = await system.worker_get("/metrics")
     families = {family.name: family for family in text_string_to_metric_families(text)}
     done = [sample for sample in families["aiworker_jobs"].samples if sample.labels.get("outcome") == "completed"]
@@ -362,7 +366,7 @@ async def test_health_and_metrics_of_the_worker(system: System) -> None:
 async def test_logs_are_json_and_hold_no_content_and_no_key(system: System) -> None:
     text = "".join(path.read_text() for path in system.logs.glob("*.log"))
     lines = [json.loads(line) for line in text.splitlines()]
-    assert any(line["event"] == "job started" and UUID(line["job_id"]) for line in lines)
+    assert any(line["event"] == "job ended" and UUID(line["job_id"]) for line in lines)
     for secret in (SECRET_TEXT, system.gemini.key, "base64", system.stack.keys.service_key, "laranja", "cardápio"):
         assert str(secret) not in text
 

@@ -1,0 +1,135 @@
+"""The health routes over HTTP: what uptime checks, people and Prometheus get."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from aiworker.cli.health import Remembered, gateway_ops, memory_limit
+from aiworker.gateway.ops import Ops, build_ops_app
+from aiworker.queue.postgres import PostgresQueue
+from aiworker.settings import load_settings
+from aiworker.telemetry.metrics import Metrics
+
+
+@asynccontextmanager
+async def serving(ops: Ops, metrics: Metrics | None = None) -> AsyncIterator[TestClient[Any, Any]]:
+    async with TestClient(TestServer(build_ops_app(ops, metrics or Metrics()))) as client:
+        yield client
+
+
+async def status_and_body(client: TestClient[Any, Any], path: str, **headers: str) -> tuple[int, dict[str, Any]]:
+    async with client.get(path, headers=headers) as response:
+        return response.status, await response.json()
+
+
+async def checks_failing() -> dict[str, bool]:
+    return {"database": True, "inference": False}
+
+
+async def checks_fine() -> dict[str, bool]:
+    return {"database": True}
+
+
+async def test_one_check_that_fails_is_503_and_named_but_the_process_lives() -> None:
+    async with serving(Ops(checks_failing)) as client:
+        for path in ("/health", "/ready", "/health/detailed"):
+            status, body = await status_and_body(client, path)
+            assert (status, body["status"]) == (503, "unhealthy")
+            assert body["checks"] == {"database": True, "inference": False}
+        assert (await status_and_body(client, "/live"))[0] == 200
+
+
+async def test_the_token_closes_details_and_metrics_and_leaves_uptime_checks_open() -> None:
+    async with serving(Ops(checks_fine, token="s3cret-token")) as client:
+        for path in ("/health", "/ready", "/live"):
+            assert (await status_and_body(client, path))[0] == 200
+        for path in ("/health/detailed", "/metrics"):
+            for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "Basic s3cret-token"}):
+                status, body = await status_and_body(client, path, **headers)
+                assert (status, body["code"]) == (401, "not_authenticated")
+            async with client.get(path, headers={"Authorization": "Bearer s3cret-token"}) as response:
+                assert response.status == 200
+
+
+async def test_the_gateway_says_that_its_database_is_gone() -> None:
+    metrics = Metrics()
+    settings = load_settings(database_timeout_s=0.5)
+    async with (
+        PostgresQueue("postgresql://nobody@127.0.0.1:1/none", timeout_s=0.5) as queue,
+        serving(gateway_ops(settings, queue, metrics), metrics) as client,
+    ):
+        assert (await status_and_body(client, "/health")) == (
+            503,
+            {"status": "unhealthy", "checks": {"database": False}},
+        )
+        status, body = await status_and_body(client, "/health/detailed")
+        assert (status, body["queue"]) == (503, None)
+        async with client.get("/metrics") as response:
+            samples = values(await response.text())
+    assert samples["aiworker_health_check", "database"] == 0
+    assert samples["aiworker_database_up", ""] == 0
+
+
+async def test_the_gateway_in_the_seeds_shape(database_url: str) -> None:
+    metrics = Metrics()
+    async with (
+        PostgresQueue(database_url) as queue,
+        serving(gateway_ops(load_settings(), queue, metrics), metrics) as client,
+    ):
+        status, body = await status_and_body(client, "/health/detailed")
+        async with client.get("/metrics") as response:
+            samples = values(await response.text())
+    assert (status, body["status"], body["checks"]) == (200, "healthy", {"database": True})
+    assert {"uptime", "timestamp", "version", "versions", "queue", "memory"} <= body.keys()
+    assert body["memory"]["limitMb"] == pytest.approx(memory_limit() / 1e6, abs=0.1)
+    assert samples["aiworker_queue_jobs", "pending"] == 0
+    assert samples["process_open_fds", ""] > 0
+
+
+async def test_many_who_ask_at_once_cost_one_call() -> None:
+    answer = asyncio.Event()
+    calls = 0
+
+    async def ask() -> int:
+        nonlocal calls
+        calls += 1
+        await answer.wait()
+        return calls
+
+    remembered = Remembered(ask, seconds=60)
+    askers = [asyncio.ensure_future(remembered()) for _ in range(5)]
+    while not calls:
+        await asyncio.sleep(0)
+    askers[0].cancel()
+    answer.set()
+    assert await asyncio.gather(*askers[1:]) == [1, 1, 1, 1]
+    assert await remembered() == 1
+    assert await Remembered(ask, seconds=0)() == 2
+
+
+async def test_an_answer_is_asked_for_again_when_it_is_old() -> None:
+    calls = 0
+
+    async def ask() -> int:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    remembered = Remembered(ask, seconds=0)
+    assert [await remembered(), await remembered()] == [1, 2]
+
+
+def values(text: str) -> dict[tuple[str, str], float]:
+    """Sample name and the value of its first label to its value, by the official parser."""
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
