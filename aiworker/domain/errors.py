@@ -11,6 +11,7 @@
     │   ├── AnswerInvalid, AnswerTruncated                               another try may do better
     │   └── NoProvider                                                   nobody could be asked in time
     ├── InferenceUnavailable     no child can take the image now
+    │   └── InferenceOutOfMemory     not even alone did it fit into memory
     ├── DeadlineExceeded         the attempt used up its time
     ├── QueueError
     │   ├── DatabaseUnavailable
@@ -181,6 +182,10 @@ class NoProvider(ProviderError):
 class InferenceUnavailable(WorkerError):
     code = "inference_unavailable"
     retryable = True
+
+
+class InferenceOutOfMemory(InferenceUnavailable):
+    code = "inference_out_of_memory"
 
 
 class DeadlineExceeded(WorkerError):

@@ -91,6 +91,10 @@ _SENTENCES: dict[str, tuple[str, str]] = {
         "A detecção de imagens está fora do ar. Tente de novo em alguns minutos.",
         "Image detection is down. Try again in a few minutes.",
     ),
+    "inference_out_of_memory": (
+        "Falta memória para analisar imagens agora. Tente de novo em alguns minutos.",
+        "There is no memory to analyse images now. Try again in a few minutes.",
+    ),
     "deadline_exceeded": (
         "A análise demorou demais. Tente de novo.",
         "The analysis took too long. Try again.",

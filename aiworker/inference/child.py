@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from aiworker.domain.errors import InferenceUnavailable, WorkerError
+from aiworker.domain.errors import InferenceOutOfMemory, InferenceUnavailable, WorkerError
 from aiworker.inference.decode import decode
 from aiworker.inference.interface import Box, Engine, Prepared
 from aiworker.inference.messages import (
@@ -29,6 +29,9 @@ from aiworker.inference.messages import (
     ItemDetected,
     ItemFailed,
     Message,
+    OutOfMemory,
+    Ping,
+    Pong,
     Progress,
     Ready,
     StartFailed,
@@ -82,16 +85,20 @@ def _serve(line: socket.socket) -> int:
         say(StartFailed(f"{type(error).__name__}: {error}"[:500]))
         return 1
     names = engine.names
-    say(Ready(engine.label, tuple(names), tuple(names.values()), time.monotonic() - started, rss_mb()))
+    load_s = time.monotonic() - started
+    say(Ready(engine.label, tuple(names), tuple(names.values()), load_s, rss_mb(), engine.pass_size))
     while True:
         message = _receive(line)
         if isinstance(message, Stop):
             return 0
+        if isinstance(message, Ping):
+            say(Pong(message.number, rss_mb()))
+            continue
         if not isinstance(message, DetectBatch):
             raise FrameInvalid(f"{message.kind} is not for a child")
         begun = time.monotonic()
         answer_batch(engine, spec, message, say)
-        say(BatchDone(time.monotonic() - begun, rss_mb()))
+        say(BatchDone(message.batch, time.monotonic() - begun, rss_mb()))
 
 
 def _start(spec: ChildSpec) -> Engine:
@@ -125,6 +132,8 @@ def _answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say) ->
         found = engine.detect([prepared for _, prepared in group])
     except Exception as error:  # noqa: BLE001
         # Boundary: a pass can fail for want of memory or for one bad input; halves find out which.
+        if is_out_of_memory(error):
+            say(OutOfMemory(len(group)))
         if len(group) == 1:
             say(_failure(group[0][0], error))
             return
@@ -145,7 +154,14 @@ def _result(item: int, prepared: Prepared, boxes: tuple[Box, ...], elapsed_ms: f
 def _failure(item: int, error: Exception) -> ItemFailed:
     if isinstance(error, WorkerError):
         return ItemFailed(item, error.code, error.note)
+    if is_out_of_memory(error):
+        return ItemFailed(item, InferenceOutOfMemory.code, type(error).__name__)
     return ItemFailed(item, InferenceUnavailable.code, type(error).__name__)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Host or device memory ran out; by name, since the class is the engine library's own (torch's, for one)."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def rss_mb() -> float:

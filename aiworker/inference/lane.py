@@ -14,6 +14,7 @@ from aiworker.inference.messages import (
     DetectBatch,
     ItemDetected,
     ItemFailed,
+    OutOfMemory,
     Progress,
     Ready,
     StartFailed,
@@ -151,7 +152,7 @@ class Lane:
         pending = {request.id: request for request in batch}
         try:
             images = tuple(request.image for request in batch)
-            await child.send(DetectBatch(tuple(pending), images), self._policy.stall_s)
+            await child.send(DetectBatch(0, tuple(pending), images), self._policy.stall_s)
             done = await self._collect(child, pending, ready)
         finally:
             self._line.give_back(tuple(pending.values()), was_alone=len(batch) == 1)
@@ -175,7 +176,7 @@ class Lane:
                 case ItemFailed(item=item) if item in pending:
                     self._backoff.answered()
                     self._line.failed(pending.pop(item), message)
-                case Progress():
+                case Progress() | OutOfMemory():
                     pass
                 case BatchDone() if not pending:
                     return message

@@ -14,6 +14,7 @@ from aiworker.domain.errors import (
     DeadlineExceeded,
     ImageKillsChild,
     ImageUnreadable,
+    InferenceOutOfMemory,
     InferenceUnavailable,
     MediaTooLarge,
     WorkerError,
@@ -23,7 +24,7 @@ from aiworker.inference.messages import MAX_IMAGE_BYTES, ItemDetected, ItemFaile
 from aiworker.inference.supervision import Verdict, judge
 
 _ERRORS: dict[str, type[WorkerError]] = {
-    error.code: error for error in (ImageUnreadable, MediaTooLarge, InferenceUnavailable)
+    error.code: error for error in (ImageUnreadable, MediaTooLarge, InferenceOutOfMemory)
 }
 
 

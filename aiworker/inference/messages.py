@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, get_args
 
 import orjson
 
 from aiworker.inference.interface import Box
 
-VERSION = 1
+VERSION = 2
 PREFIX_BYTES = 4
 MAX_BATCH = 64
 MAX_IMAGE_BYTES = 63 << 20
@@ -50,7 +50,10 @@ class ChildSpec:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded and warm. `names` maps class id to name by position in the two lists."""
+    """The model is loaded and warm. Class ids map to names by position in the two lists.
+
+    `pass_size` is how many pictures the engine gains from putting through the model together.
+    """
 
     kind: ClassVar[str] = "ready"
     engine: str
@@ -58,6 +61,7 @@ class Ready:
     class_names: tuple[str, ...]
     load_s: float
     rss_mb: float
+    pass_size: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +74,11 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class DetectBatch:
-    """`images` are encoded pictures, one for each of `items`."""
+    """`images` are encoded pictures, one for each of `items`. A child is sent the next batch before this one is done,
+    so that it can decode meanwhile; it finishes them in order."""
 
     kind: ClassVar[str] = "batch"
+    batch: int
     items: tuple[int, ...]
     images: tuple[bytes, ...] = field(repr=False)
 
@@ -108,11 +114,35 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """A pass of `size` pictures found no memory; the child goes on with smaller ones."""
+
+    kind: ClassVar[str] = "out_of_memory"
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class BatchDone:
-    """Every item of the batch has had its answer."""
+    """Every item of the batch has had its answer. `seconds` is what the child spent on it."""
 
     kind: ClassVar[str] = "done"
+    batch: int
     seconds: float
+    rss_mb: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Asks an idle child whether it still listens; answered with a Pong of the same number."""
+
+    kind: ClassVar[str] = "ping"
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    kind: ClassVar[str] = "pong"
+    number: int
     rss_mb: float
 
 
@@ -121,18 +151,22 @@ class Stop:
     kind: ClassVar[str] = "stop"
 
 
-Message = ChildSpec | Ready | StartFailed | DetectBatch | ItemDetected | ItemFailed | Progress | BatchDone | Stop
+FromParent = ChildSpec | DetectBatch | Ping | Stop
+FromChild = Ready | StartFailed | ItemDetected | ItemFailed | Progress | OutOfMemory | BatchDone | Pong
+Message = FromParent | FromChild
 
-_TYPES: dict[str, type[Message]] = {
-    message.kind: message
-    for message in (ChildSpec, Ready, StartFailed, DetectBatch, ItemDetected, ItemFailed, Progress, BatchDone, Stop)
-}
+_TYPES: dict[str, type[Message]] = {message.kind: message for message in get_args(Message)}
+
+_FIELDS = {message: frozenset(each.name for each in fields(message)) for message in _TYPES.values()}
 
 
 def encode(message: Message) -> list[bytes]:
     """The parts of one frame, in order; blobs are passed on without a copy. At most MAX_BATCH of MAX_IMAGE_BYTES."""
     blobs: Sequence[bytes] = message.images if isinstance(message, DetectBatch) else ()
-    body = {"items": message.items} if isinstance(message, DetectBatch) else asdict(message)
+    if isinstance(message, DetectBatch):
+        body: dict[str, Any] = {"batch": message.batch, "items": message.items}
+    else:
+        body = {name: getattr(message, name) for name in _FIELDS[type(message)]}
     header = orjson.dumps({"v": VERSION, "type": message.kind, "body": body, "blobs": [len(blob) for blob in blobs]})
     total = _LENGTH.size + len(header) + sum(len(blob) for blob in blobs)
     return [_LENGTH.pack(total), _LENGTH.pack(len(header)), header, *blobs]
@@ -177,7 +211,7 @@ def _build(message: type[Message], body: dict[str, Any], blobs: tuple[bytes, ...
         values["images"] = blobs
         if len(blobs) != len(values["items"]):
             raise ValueError("one picture for each item")
-    if values.keys() != {each.name for each in fields(message)}:
+    if values.keys() != _FIELDS[message]:
         raise ValueError("fields missing or unknown")
     return message(**values)
 

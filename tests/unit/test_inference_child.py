@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from aiworker.inference.child import answer_batch
 from aiworker.inference.interface import Box, Prepared
-from aiworker.inference.messages import ChildSpec, DetectBatch, ItemDetected, ItemFailed, Message, Progress
+from aiworker.inference.messages import ChildSpec, DetectBatch, ItemDetected, ItemFailed, Message, OutOfMemory, Progress
 
 _SPEC = ChildSpec(weights="none", max_pixels=10_000)
 
@@ -30,8 +30,8 @@ class RecordingEngine(FakeEngine):
 
 def _answers(engine: FakeEngine, *images: bytes) -> dict[int, ItemDetected | ItemFailed]:
     said: list[Message] = []
-    answer_batch(engine, _SPEC, DetectBatch(tuple(range(len(images))), images), said.append)
-    answers = [each for each in said if not isinstance(each, Progress)]
+    answer_batch(engine, _SPEC, DetectBatch(1, tuple(range(len(images))), images), said.append)
+    answers = [each for each in said if not isinstance(each, Progress | OutOfMemory)]
     assert all(isinstance(each, ItemDetected | ItemFailed) for each in answers)
     by_item = {each.item: each for each in answers}  # type: ignore[union-attr]
     assert len(by_item) == len(answers) == len(images), "one answer for each picture"
@@ -78,3 +78,19 @@ def test_a_pass_that_fails_is_halved_until_the_culprit_is_alone() -> None:
         "detected",
     ]
     assert answers[2] == ItemFailed(2, "inference_unavailable", "RuntimeError"), "the text may hold content"
+
+
+class CrampedEngine(FakeEngine):
+    """Fails as CUDA does: two pictures fit, three do not."""
+
+    def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
+        if len(images) > 2:
+            raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
+        return super().detect(images)
+
+
+def test_a_pass_without_memory_is_halved_and_the_parent_told() -> None:
+    said: list[Message] = []
+    answer_batch(CrampedEngine(_SPEC), _SPEC, DetectBatch(1, (0, 1, 2, 3), (picture(),) * 4), said.append)
+    assert [each.size for each in said if isinstance(each, OutOfMemory)] == [4]
+    assert sorted(each.item for each in said if isinstance(each, ItemDetected)) == [0, 1, 2, 3]

@@ -25,7 +25,7 @@ _MESSAGES = st.one_of(
         rss_mb=_NUMBER,
     ),
     st.builds(m.StartFailed, reason=st.text()),
-    _PAIRS.map(lambda pairs: m.DetectBatch(tuple(pairs), tuple(pairs.values()))),
+    _PAIRS.map(lambda pairs: m.DetectBatch(3, tuple(pairs), tuple(pairs.values()))),
     st.builds(
         m.ItemDetected,
         item=_ID,
@@ -36,7 +36,10 @@ _MESSAGES = st.one_of(
         batch_size=_ID,
     ),
     st.builds(m.ItemFailed, item=_ID, code=st.text(), note=st.text()),
-    st.builds(m.BatchDone, seconds=_NUMBER, rss_mb=_NUMBER),
+    st.builds(m.BatchDone, batch=_ID, seconds=_NUMBER, rss_mb=_NUMBER),
+    st.builds(m.Ping, number=_ID),
+    st.builds(m.Pong, number=_ID, rss_mb=_NUMBER),
+    st.builds(m.OutOfMemory, size=_ID),
     st.just(m.Progress()),
     st.just(m.Stop()),
 )
@@ -76,7 +79,7 @@ def test_a_cut_frame_is_a_clear_error(message: m.Message, data: st.DataObject) -
             st.just([]),
             st.just({}),
             st.just({"items": 3}),
-            st.just({"items": [1]}),
+            st.just({"items": [1], "batch": 1}),
             st.just([-1, 1]),
             st.none(),
         ),
@@ -89,13 +92,13 @@ def test_a_header_of_the_wrong_form_is_a_clear_error_or_a_message(header: dict[s
         message = m.decode(frame)
     except m.FrameInvalid:
         return
-    assert {each.name for each in fields(message)} <= {"items", "images"}
+    assert {each.name for each in fields(message)} <= {"batch", "items", "images"}
 
 
 def test_another_version_is_named() -> None:
     _, frame = _framed(m.Stop())
     with pytest.raises(m.FrameInvalid, match="version 9"):
-        m.decode(frame.replace(b'"v":1', b'"v":9'))
+        m.decode(frame.replace(b'"v":2', b'"v":9'))
 
 
 @pytest.mark.parametrize("length", [0, 3])
@@ -106,13 +109,13 @@ def test_a_length_that_no_frame_has_is_refused_before_it_is_read(length: int) ->
 
 def test_pictures_travel_as_they_are_and_once() -> None:
     image = b"\xff\xd8" + bytes(1000)
-    parts = m.encode(m.DetectBatch((1,), (image,)))
+    parts = m.encode(m.DetectBatch(1, (1,), (image,)))
     assert parts[-1] is image
     assert sum(image in part for part in parts) == 1
 
 
 def test_a_batch_does_not_show_its_pictures() -> None:
-    assert "secret" not in repr(m.DetectBatch((1,), (b"secret",)))
+    assert "secret" not in repr(m.DetectBatch(1, (1,), (b"secret",)))
 
 
 def test_the_largest_batch_fits_the_length_field() -> None:
