@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     gemini_url: str = Field("https://generativelanguage.googleapis.com", description="base address of the Gemini API")
     gemini_slots: int = Field(8, ge=1, le=256, description="calls to Gemini at the same time")
 
+    local_only: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="types of job (comma-separated, or all) whose prompts never leave for Gemini"
+    )
+
     media_allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(), description="hosts (host or host:port, comma-separated) that may have a private address"
     )
@@ -85,9 +89,9 @@ class Settings(BaseSettings):
     cache_ttl_hours: float = Field(24.0, gt=0, description="how long a result may be shared")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
-    @field_validator("media_allowed_hosts", mode="before")
+    @field_validator("media_allowed_hosts", "local_only", mode="before")
     @classmethod
-    def _split_hosts(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return frozenset(part.strip().lower() for part in value.split(",") if part.strip())
         return value

@@ -19,7 +19,7 @@ from aiworker.gateway.ops import add_ops
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, threads_per_child
 from aiworker.inference.weights import resolve_weights
-from aiworker.llm.gemini import GeminiModel
+from aiworker.llm.gemini import ALL, GeminiModel
 from aiworker.llm.ollama import OllamaModel
 from aiworker.llm.router import ModelRouter, Provider
 from aiworker.media.fetch import HttpImageSource, MediaLimits
@@ -137,8 +137,19 @@ def _providers(settings: Settings) -> dict[str, Provider]:
             settings.ollama_url, settings.ollama_model, settings.ollama_vision_model, settings.ollama_num_ctx
         )
     if settings.gemini_api_key:
-        providers["gemini"] = GeminiModel(settings.gemini_api_key, settings.gemini_model, settings.gemini_url)
+        providers["gemini"] = GeminiModel(
+            settings.gemini_api_key, settings.gemini_model, settings.gemini_url, local_only_types(settings)
+        )
     return providers
+
+
+def local_only_types(settings: Settings) -> frozenset[str]:
+    """Raises ConfigurationError for a type that does not exist: a slip of the pen must not send data away."""
+    unknown = settings.local_only - {ALL, *ANALYSES}
+    if unknown:
+        known = ", ".join((ALL, *ANALYSES))
+        raise ConfigurationError(f"LOCAL_ONLY names no job type: {', '.join(sorted(unknown))}; there are {known}")
+    return settings.local_only
 
 
 def _media_limits(settings: Settings) -> MediaLimits:

@@ -6,10 +6,16 @@
     │   └── MediaTypeUnsupported, MediaNotFound, ImageUnreadable, ImageKillsChild
     ├── MediaUnavailable         the other side hung or failed; may work later
     ├── ProviderError            an LLM call failed
-    │   ├── ProviderUnavailable, ProviderTimeout, ProviderRateLimited    may work later
-    │   ├── ProviderRefused, ProviderMisconfigured                       will not
-    │   ├── AnswerInvalid, AnswerTruncated                               another try may do better
-    │   └── NoProvider                                                   nobody could be asked in time
+    │   ├── ProviderUnavailable      may work later
+    │   │   └── ProviderUnreachable, StreamBroken
+    │   ├── ProviderTimeout, ProviderRateLimited      may work later, `retry_after` and `scope` where they are known
+    │   ├── ProviderRefused          never for this content
+    │   │   └── PromptBlocked, AnswerBlocked, LocalOnly
+    │   ├── ProviderMisconfigured    not before somebody mends it
+    │   │   └── KeyRejected, ModelNotFound, ModelCannotSee, RequestRejected
+    │   ├── AnswerInvalid            another try may do better
+    │   │   └── AnswerTruncated, AnswerEmpty, AnswerLeaks
+    │   └── NoProvider               nobody could be asked in time
     ├── InferenceUnavailable     no child can take the image now
     │   └── InferenceOutOfMemory     not even alone did it fit into memory
     ├── DeadlineExceeded         the attempt used up its time
@@ -26,7 +32,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 Detail = str | int | float | bool | None
 
@@ -113,12 +119,29 @@ class ProviderUnavailable(ProviderError):
     code = "provider_unavailable"
 
 
+class ProviderUnreachable(ProviderUnavailable):
+    """It does not even take the connection."""
+
+    code = "provider_unreachable"
+
+
+class StreamBroken(ProviderUnavailable):
+    """The answer began and then ended early, broke off with an error, or turned to garbage."""
+
+    code = "provider_stream_broken"
+
+
 class ProviderTimeout(ProviderError):
+    """`details["phase"]` is slot, connect, first_token or total."""
+
     code = "provider_timeout"
 
 
+QuotaScope = Literal["minute", "day"]
+
+
 class ProviderRateLimited(ProviderError):
-    """`per_day` is true where the quota only comes back the next day."""
+    """`scope` is how long the quota that is used up lasts, where the provider says so."""
 
     code = "provider_rate_limited"
 
@@ -128,25 +151,66 @@ class ProviderRateLimited(ProviderError):
         *,
         provider: str = "",
         retry_after: float | None = None,
-        per_day: bool = False,
+        scope: QuotaScope | None = None,
         **details: Detail,
     ) -> None:
         super().__init__(note, provider=provider, retry_after=retry_after, **details)
-        self.per_day = per_day
+        self.scope = scope
+
+    @property
+    def per_day(self) -> bool:
+        """True where the quota only comes back the next day."""
+        return self.scope == "day"
 
 
 class ProviderRefused(ProviderError):
-    """The provider will not answer this prompt (safety, policy)."""
+    """The provider will not answer this content (safety, policy)."""
 
     code = "provider_refused"
     retryable = False
 
 
+class PromptBlocked(ProviderRefused):
+    code = "prompt_blocked"
+
+
+class AnswerBlocked(ProviderRefused):
+    code = "answer_blocked"
+
+
+class LocalOnly(ProviderRefused):
+    """This kind of analysis must not leave the server (LOCAL_ONLY), and the provider is elsewhere."""
+
+    code = "local_only"
+
+
 class ProviderMisconfigured(ProviderError):
-    """Bad key, model not pulled, text-only model given an image, rejected option."""
+    """Nothing helps before an operator mends something; `note` says what."""
 
     code = "provider_misconfigured"
     retryable = False
+
+
+class KeyRejected(ProviderMisconfigured):
+    code = "provider_key_rejected"
+
+
+class ModelNotFound(ProviderMisconfigured):
+    """Not pulled, or no such name."""
+
+    code = "provider_model_not_found"
+
+
+class ModelCannotSee(ProviderMisconfigured):
+    """A text-only model was to be given an image."""
+
+    code = "provider_model_cannot_see"
+
+
+class RequestRejected(ProviderMisconfigured):
+    """The provider does not take this one request: a bad option, format, schema or picture. Others may still work."""
+
+    code = "provider_request_rejected"
 
 
 class AnswerInvalid(ProviderError):
@@ -159,10 +223,33 @@ class AnswerTruncated(AnswerInvalid):
     code = "answer_truncated"
 
 
+class AnswerEmpty(AnswerInvalid):
+    code = "answer_empty"
+
+
+class AnswerLeaks(AnswerInvalid):
+    """The answer quotes its own instructions."""
+
+    code = "answer_leaks"
+
+
 class NoProvider(ProviderError):
     """`reasons` maps each provider to the code that kept it from answering. Retryable when one of them may pass."""
 
-    PERMANENT = frozenset({"not_configured", "no_vision", "provider_misconfigured", "provider_refused"})
+    PERMANENT = frozenset({"not_configured", "no_vision"}) | {
+        kind.code
+        for kind in (
+            ProviderRefused,
+            PromptBlocked,
+            AnswerBlocked,
+            LocalOnly,
+            ProviderMisconfigured,
+            KeyRejected,
+            ModelNotFound,
+            ModelCannotSee,
+            RequestRejected,
+        )
+    }
 
     code = "no_provider"
 

@@ -59,6 +59,14 @@ _SENTENCES: dict[str, tuple[str, str]] = {
         "O modelo de IA está fora do ar. Tente de novo em alguns minutos.",
         "The AI model is down. Try again in a few minutes.",
     ),
+    "provider_unreachable": (
+        "O modelo de IA está fora do ar. Tente de novo em alguns minutos.",
+        "The AI model is down. Try again in a few minutes.",
+    ),
+    "provider_stream_broken": (
+        "A resposta do modelo de IA foi interrompida. Tente de novo.",
+        "The AI model's answer broke off. Try again.",
+    ),
     "provider_timeout": (
         "O modelo de IA demorou demais. Tente de novo em alguns minutos.",
         "The AI model took too long. Try again in a few minutes.",
@@ -71,9 +79,37 @@ _SENTENCES: dict[str, tuple[str, str]] = {
         "O modelo de IA recusou este conteúdo. Mude o texto ou a foto e tente de novo.",
         "The AI model refused this content. Change the text or the photo and try again.",
     ),
+    "prompt_blocked": (
+        "O modelo de IA recusou este conteúdo. Mude o texto ou a foto e tente de novo.",
+        "The AI model refused this content. Change the text or the photo and try again.",
+    ),
+    "answer_blocked": (
+        "O modelo de IA interrompeu a própria resposta. Mude o texto ou a foto e tente de novo.",
+        "The AI model withheld its own answer. Change the text or the photo and try again.",
+    ),
+    "local_only": (
+        "Esta análise só pode ser feita no nosso servidor, que está ocupado. Tente de novo mais tarde.",
+        "This analysis may only be done on our own server, which is busy. Try again later.",
+    ),
     "provider_misconfigured": (
         "O modelo de IA está mal configurado. Avise o suporte.",
         "The AI model is misconfigured. Tell support.",
+    ),
+    "provider_key_rejected": (
+        "O modelo de IA está mal configurado. Avise o suporte.",
+        "The AI model is misconfigured. Tell support.",
+    ),
+    "provider_model_not_found": (
+        "O modelo de IA está mal configurado. Avise o suporte.",
+        "The AI model is misconfigured. Tell support.",
+    ),
+    "provider_model_cannot_see": (
+        "O modelo de IA está mal configurado. Avise o suporte.",
+        "The AI model is misconfigured. Tell support.",
+    ),
+    "provider_request_rejected": (
+        "O modelo de IA não aceitou este pedido. Avise o suporte.",
+        "The AI model did not accept this request. Tell support.",
     ),
     "answer_invalid": (
         "O modelo de IA deu uma resposta que não pudemos usar. Tente de novo.",
@@ -82,6 +118,14 @@ _SENTENCES: dict[str, tuple[str, str]] = {
     "answer_truncated": (
         "A resposta do modelo de IA foi cortada. Tente de novo com um pedido menor.",
         "The AI model's answer was cut short. Try again with a smaller request.",
+    ),
+    "answer_empty": (
+        "O modelo de IA não respondeu nada. Tente de novo.",
+        "The AI model answered nothing. Try again.",
+    ),
+    "answer_leaks": (
+        "O modelo de IA deu uma resposta que não pudemos usar. Mude o texto e tente de novo.",
+        "The AI model gave an answer that we could not use. Change the text and try again.",
     ),
     "no_provider": (
         "Nenhum modelo de IA pôde responder a tempo. Tente de novo em alguns minutos.",

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
-from aiworker.domain.errors import AnswerInvalid, AnswerTruncated
+from aiworker.domain.errors import AnswerEmpty, AnswerInvalid, AnswerTruncated
 from aiworker.llm.structured import AnswerMistake, answer_text, parse_answer, repair_request
 
 Ask = Callable[[PromptRequest, Deadline], Awaitable[Completion]]
@@ -39,7 +39,7 @@ async def ask_checked(ask: Ask, request: PromptRequest, deadline: Deadline) -> C
 def _plain(completion: Completion) -> Completion:
     text = answer_text(completion.text)
     if not text:
-        raise AnswerInvalid("the answer is empty", provider=completion.provider)
+        raise AnswerEmpty("the answer is empty", provider=completion.provider)
     return dataclasses.replace(completion, text=text)
 
 
@@ -62,4 +62,5 @@ def _sum(first: Completion, again: Completion) -> Completion:
         prompt_ms=first.prompt_ms + again.prompt_ms,
         answer_ms=first.answer_ms + again.answer_ms,
         cost_usd=first.cost_usd + again.cost_usd,
+        calls=first.calls + again.calls,
     )

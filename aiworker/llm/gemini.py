@@ -13,13 +13,16 @@ from pydantic import SecretStr
 from aiworker.domain.completion import Completion, FinishReason, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import (
+    AnswerBlocked,
+    AnswerEmpty,
     AnswerInvalid,
+    LocalOnly,
     MediaTypeUnsupported,
+    PromptBlocked,
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
-    ProviderRefused,
-    ProviderUnavailable,
+    StreamBroken,
 )
 from aiworker.llm.answering import ask_checked
 from aiworker.llm.gemini_errors import NAME, enum_name, error_of, error_of_item
@@ -28,8 +31,10 @@ from aiworker.llm.structured import schema_of
 
 _T = TypeVar("_T")
 
+ALL = "all"
+
 _FINISH: dict[str, FinishReason] = {"STOP": "stop", "MAX_TOKENS": "length"}
-_REFUSALS = frozenset(
+_BLOCKED = frozenset(
     [
         "SAFETY",
         "RECITATION",
@@ -54,19 +59,25 @@ _THINKING_BUDGET: dict[str, int] = {"gemini-2.5-flash": 0, "gemini-2.5-pro": 128
 
 
 class GeminiModel:
-    """The key travels in a header, to `base_url` only, and is in no repr, log or exception."""
+    """The key travels in a header, to `base_url` only, and is in no repr, log or exception.
+
+    Requests for the purposes in `local_only`, which may hold "all", are refused before anything is sent.
+    """
 
     name = NAME
     sees_images = True
 
-    def __init__(self, api_key: SecretStr, model: str, base_url: str) -> None:
+    def __init__(self, api_key: SecretStr, model: str, base_url: str, local_only: frozenset[str] = frozenset()) -> None:
         self.model = model
+        self._local_only = local_only
         self._path = f"/v1beta/models/{quote(model, safe='')}"
         headers = {"x-goog-api-key": api_key.get_secret_value().strip()}
         self._http = Http(NAME, base_url, error_of, keep_connections=True, headers=headers)
 
     async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
         """Raises a ProviderError, or MediaTypeUnsupported for an image that is not JPEG, PNG or WebP."""
+        if request.local_only or not self._local_only.isdisjoint((request.purpose, ALL)):
+            raise LocalOnly("this kind of analysis stays on this server", provider=NAME)
         return await ask_checked(self._ask, request, deadline)
 
     async def probe(self, deadline: Deadline) -> dict[str, Any]:
@@ -178,7 +189,7 @@ class GenerateStream:
             self._finish = candidate.get("finishReason") or self._finish
 
     def completion(self) -> Completion:
-        """Raises ProviderRefused, AnswerInvalid, and ProviderUnavailable where the stream ended early."""
+        """Raises PromptBlocked, AnswerBlocked, AnswerInvalid, and StreamBroken where the stream ended early."""
         finish = self._checked_finish()
         ended = time.perf_counter()
         prompt_tokens = self._tokens("promptTokenCount")
@@ -197,16 +208,16 @@ class GenerateStream:
 
     def _checked_finish(self) -> FinishReason:
         if self._blocked:
-            raise ProviderRefused("the prompt is blocked", provider=NAME, reason=enum_name(self._blocked))
+            raise PromptBlocked("the prompt is blocked", provider=NAME, reason=enum_name(self._blocked))
         if self._finish in _FINISH:
             return _FINISH[self._finish]
-        if self._finish in _REFUSALS:
-            raise ProviderRefused("the answer is blocked", provider=NAME, reason=enum_name(self._finish))
+        if self._finish in _BLOCKED:
+            raise AnswerBlocked("the answer is blocked", provider=NAME, reason=enum_name(self._finish))
         if self._finish:
             raise AnswerInvalid("the answer ended badly", provider=NAME, reason=enum_name(self._finish))
         if self._events and not self._pieces:
-            raise AnswerInvalid("the answer has no candidates", provider=NAME)
-        raise ProviderUnavailable("the stream ended early", provider=NAME, phase="total")
+            raise AnswerEmpty("the answer has no candidates", provider=NAME)
+        raise StreamBroken("the stream ended early", provider=NAME, phase="total")
 
     def _tokens(self, key: str) -> int:
         value = self._usage.get(key)

@@ -9,12 +9,16 @@ from typing import Any
 import orjson
 
 from aiworker.domain.errors import (
+    KeyRejected,
+    ModelNotFound,
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
     ProviderRefused,
     ProviderTimeout,
     ProviderUnavailable,
+    QuotaScope,
+    RequestRejected,
 )
 
 NAME = "gemini"
@@ -53,22 +57,25 @@ def _typed(status: int, error: dict[str, Any], retry_after: float | None) -> Pro
     facts: dict[str, Any] = {"provider": NAME, "status": status, "google_status": enum_name(error.get("status"))}
     retry_after = _retry_delay(details, message) or retry_after
     if status == 429:
-        return ProviderRateLimited("the quota is used up", retry_after=retry_after, per_day=_per_day(details), **facts)
+        return ProviderRateLimited("the quota is used up", retry_after=retry_after, scope=_scope(details), **facts)
     if status in (408, 504):
         return ProviderTimeout("Google's own deadline ran out", phase="total", **facts)
     if status >= 500 or status == 499:
         return ProviderUnavailable("Google failed or is overloaded", retry_after=retry_after, **facts)
     if any(item.get("reason") == "API_KEY_INVALID" for item in details):
-        return ProviderMisconfigured("the key is not valid: set GEMINI_API_KEY", **facts)
+        return KeyRejected("the key is not valid: set GEMINI_API_KEY", **facts)
     if "Unable to process input image" in message:
         return ProviderRefused("Google cannot read the image", **facts)
-    return ProviderMisconfigured(_HINTS.get(status, "Google refuses the request as it is"), **facts)
+    if facts["google_status"] == "FAILED_PRECONDITION":
+        return ProviderMisconfigured("Google wants billing set up, or does not serve this country", **facts)
+    kind, note = _REFUSALS.get(status, (RequestRejected, "Google refuses the request as it is"))
+    return kind(note, **facts)
 
 
-_HINTS = {
-    401: "the key is not accepted: set GEMINI_API_KEY",
-    403: "the key may not use this model: check GEMINI_API_KEY's project",
-    404: "no such model: set GEMINI_MODEL",
+_REFUSALS: dict[int, tuple[type[ProviderMisconfigured], str]] = {
+    401: (KeyRejected, "the key is not accepted: set GEMINI_API_KEY"),
+    403: (KeyRejected, "the key may not use this model: check GEMINI_API_KEY's project"),
+    404: (ModelNotFound, "no such model: set GEMINI_MODEL"),
 }
 
 
@@ -88,10 +95,14 @@ def _seconds(text: Any) -> float | None:
     return float(match.group(1)) if match else None
 
 
-def _per_day(details: list[dict[str, Any]]) -> bool:
-    return any(
-        "PerDay" in str(violation.get("quotaId", ""))
+def _scope(details: list[dict[str, Any]]) -> QuotaScope | None:
+    """Of several quotas the longest decides."""
+    quotas = [
+        str(violation.get("quotaId", ""))
         for item in details
         for violation in item.get("violations") or []
         if isinstance(violation, dict)
-    )
+    ]
+    if any("PerDay" in quota for quota in quotas):
+        return "day"
+    return "minute" if any("PerMinute" in quota for quota in quotas) else None

@@ -11,7 +11,7 @@ import aiohttp
 import orjson
 
 from aiworker.domain.deadline import Deadline
-from aiworker.domain.errors import AnswerInvalid, ProviderError, ProviderTimeout, ProviderUnavailable
+from aiworker.domain.errors import AnswerInvalid, ProviderError, ProviderTimeout, ProviderUnreachable, StreamBroken
 
 CONNECT_S = 3.0
 FIRST_TOKEN_SHARE = 0.8
@@ -128,19 +128,19 @@ class Http:
         if isinstance(error, TimeoutError):
             return ProviderTimeout("no answer in time", provider=self._provider, phase=phase)
         if isinstance(error, aiohttp.ClientConnectorError):
-            return ProviderUnavailable("cannot connect", provider=self._provider, phase="connect")
+            return ProviderUnreachable("cannot connect", provider=self._provider, phase="connect")
         note = f"the connection broke ({type(error).__name__})"
-        return ProviderUnavailable(note, provider=self._provider, phase=phase)
+        return StreamBroken(note, provider=self._provider, phase=phase)
 
 
 def json_object(raw: bytes, provider: str) -> dict[str, Any]:
-    """`raw` as a JSON object. Raises ProviderUnavailable for anything else: a garbled answer may be whole next time."""
+    """`raw` as a JSON object. Raises StreamBroken for anything else: a garbled answer may be whole next time."""
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         value = None
     if not isinstance(value, dict):
-        raise ProviderUnavailable("answered with something that is not a JSON object", provider=provider)
+        raise StreamBroken("answered with something that is not a JSON object", provider=provider)
     return value
 
 

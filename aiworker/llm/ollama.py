@@ -13,11 +13,15 @@ import orjson
 from aiworker.domain.completion import Completion, FinishReason, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import (
-    AnswerInvalid,
+    AnswerEmpty,
+    ModelCannotSee,
+    ModelNotFound,
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
     ProviderUnavailable,
+    RequestRejected,
+    StreamBroken,
 )
 from aiworker.llm.answering import ask_checked
 from aiworker.llm.http import Http, json_object
@@ -77,7 +81,7 @@ class OllamaModel:
         self._capabilities.pop(model, None)
         try:
             capabilities = await self._can(model, deadline)
-        except ProviderMisconfigured:
+        except ModelNotFound:
             return {"present": False, "vision": None}
         return {"present": True, "vision": None if capabilities is None else "vision" in capabilities}
 
@@ -104,11 +108,11 @@ class OllamaModel:
         if not request.images:
             return self.text_model
         if self.vision_model is None:
-            raise ProviderMisconfigured("no vision model: set OLLAMA_VISION_MODEL", provider=NAME)
+            raise ModelCannotSee("no vision model: set OLLAMA_VISION_MODEL", provider=NAME)
         capabilities = await self._can(self.vision_model, deadline)
         if capabilities is not None and "vision" not in capabilities:
             # Ollama would take the image, ignore it, and let the model invent what it shows.
-            raise ProviderMisconfigured("OLLAMA_VISION_MODEL is a text-only model", provider=NAME)
+            raise ModelCannotSee("OLLAMA_VISION_MODEL is a text-only model", provider=NAME)
         return self.vision_model
 
 
@@ -153,7 +157,7 @@ class ChatStream:
         """Raises ProviderError for an `error` line or for a line that is not JSON."""
         item = json_object(line, NAME)
         if "error" in item:
-            raise _error_of_text(500, str(item["error"]))
+            raise _error_of_text(200, str(item["error"]))
         message = item.get("message")
         if isinstance(message, dict):
             self._pieces.append(str(message.get("content") or ""))
@@ -161,12 +165,12 @@ class ChatStream:
             self._last = item
 
     def completion(self) -> Completion:
-        """Raises ProviderUnavailable where the stream ended before its `done` line."""
+        """Raises StreamBroken where the stream ended before its `done` line."""
         if self._last is None:
-            raise ProviderUnavailable("the stream ended early", provider=NAME, phase="total")
+            raise StreamBroken("the stream ended early", provider=NAME, phase="total")
         finish = _FINISH.get(str(self._last.get("done_reason", "stop")))
         if finish is None:
-            raise AnswerInvalid("the model was loaded or unloaded instead of asked", provider=NAME)
+            raise AnswerEmpty("the model was loaded or unloaded instead of asked", provider=NAME)
         load, prompt, answer = (self._ms(f"{part}_duration") for part in ("load", "prompt_eval", "eval"))
         return Completion(
             text="".join(self._pieces),
@@ -201,9 +205,13 @@ def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderEr
 
 def _error_of_text(status: int, text: str) -> ProviderError:
     if status == 404 and "not found" in text:
-        return ProviderMisconfigured("model not pulled: run `aiworker models pull`", provider=NAME, status=status)
+        return ModelNotFound("model not pulled: run `aiworker models pull`", provider=NAME, status=status)
     if status == 429 or (status == 503 and "busy" in text):
         return ProviderRateLimited("the server is busy", provider=NAME, retry_after=_BUSY_RETRY_S, status=status)
-    if status in (408, 499) or (status >= 500 and not _PERMANENT.search(text)):
-        return ProviderUnavailable("the server failed", provider=NAME, status=status)
-    return ProviderMisconfigured("the server refuses the request as it is", provider=NAME, status=status)
+    if status in (401, 403):
+        return ProviderMisconfigured("the server wants a login: check OLLAMA_URL", provider=NAME, status=status)
+    if _PERMANENT.search(text) or (300 <= status < 500 and status not in (408, 499)):
+        return RequestRejected("the server refuses the request as it is", provider=NAME, status=status)
+    if status == 200:
+        return StreamBroken("the server broke off its answer", provider=NAME, status=status)
+    return ProviderUnavailable("the server failed", provider=NAME, status=status)

@@ -15,14 +15,19 @@ from pydantic import BaseModel, SecretStr
 from aiworker.domain.completion import PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import (
+    AnswerBlocked,
     AnswerTruncated,
+    KeyRejected,
+    LocalOnly,
     MediaTypeUnsupported,
+    PromptBlocked,
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
-    ProviderRefused,
     ProviderTimeout,
     ProviderUnavailable,
+    RequestRejected,
+    StreamBroken,
 )
 from aiworker.llm.gemini import GeminiModel
 
@@ -87,18 +92,18 @@ QUOTA = error_body(429, "RESOURCE_EXHAUSTED", quota_details("RequestsPerDayPerPr
 @pytest.mark.parametrize(
     ("reply", "error"),
     [
-        (Reply(status=400, body=error_body(400, "INVALID_ARGUMENT")), ProviderMisconfigured),
-        (Reply(status=403, body=error_body(403, "PERMISSION_DENIED")), ProviderMisconfigured),
+        (Reply(status=400, body=error_body(400, "INVALID_ARGUMENT")), RequestRejected),
+        (Reply(status=403, body=error_body(403, "PERMISSION_DENIED")), KeyRejected),
         (Reply(status=429, body=QUOTA), ProviderRateLimited),
         (Reply(status=429, body=[QUOTA]), ProviderRateLimited),
         (Reply(status=500, body=error_body(500, "INTERNAL")), ProviderUnavailable),
         (Reply(status=503, body=error_body(503, "UNAVAILABLE")), ProviderUnavailable),
         (Reply(status=504, body=error_body(504, "DEADLINE_EXCEEDED")), ProviderTimeout),
-        (Reply(body={"promptFeedback": {"blockReason": "SAFETY"}}), ProviderRefused),
-        (Reply("x", finish="SAFETY"), ProviderRefused),
-        (Reply("a" * 99, garbage_after=1), ProviderUnavailable),
+        (Reply(body={"promptFeedback": {"blockReason": "SAFETY"}}), PromptBlocked),
+        (Reply("x", finish="SAFETY"), AnswerBlocked),
+        (Reply("a" * 99, garbage_after=1), StreamBroken),
         (Reply("a" * 99, error_after=1), ProviderUnavailable),
-        (Reply("a" * 99, cut_after=1), ProviderUnavailable),
+        (Reply("a" * 99, cut_after=1), StreamBroken),
     ],
 )
 async def test_failures_are_typed(
@@ -156,7 +161,7 @@ async def test_probe_says_what_is_wrong(server: FakeGemini, model: GeminiModel) 
     assert await model.probe(soon()) == good
     server.key = "another"
     bad_key = await model.probe(soon())
-    assert (bad_key["reachable"], bad_key["error"]) == (True, "provider_misconfigured")
+    assert (bad_key["reachable"], bad_key["error"]) == (True, "provider_key_rejected")
     assert "GEMINI_API_KEY" in bad_key["note"]
     server.key, server.models = KEY, ("gemini-3-flash",)
     assert "GEMINI_MODEL" in (await model.probe(soon()))["note"]
@@ -166,5 +171,20 @@ async def test_probe_says_what_is_wrong(server: FakeGemini, model: GeminiModel) 
 
 async def test_a_key_read_from_a_file_may_end_in_a_newline(server: FakeGemini) -> None:
     model = GeminiModel(SecretStr(f"{KEY}\n"), "gemini-2.5-flash", server.url)
+    assert (await model.complete(ask(), soon())).text
+    await model.close()
+
+
+@pytest.mark.parametrize(("purposes", "flag"), [({"test"}, False), ({"all"}, False), (set(), True)])
+async def test_what_must_stay_here_is_not_sent(server: FakeGemini, purposes: set[str], flag: bool) -> None:
+    model = GeminiModel(SecretStr(KEY), "gemini-2.5-flash", server.url, frozenset(purposes))
+    with pytest.raises(LocalOnly):
+        await model.complete(ask(local_only=flag), soon())
+    await model.close()
+    assert server.requests == []
+
+
+async def test_another_purpose_may_leave(server: FakeGemini) -> None:
+    model = GeminiModel(SecretStr(KEY), "gemini-2.5-flash", server.url, frozenset({"sofia_text"}))
     assert (await model.complete(ask(), soon())).text
     await model.close()

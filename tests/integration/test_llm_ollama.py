@@ -18,11 +18,14 @@ from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import (
     AnswerInvalid,
     AnswerTruncated,
+    ModelNotFound,
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
     ProviderTimeout,
     ProviderUnavailable,
+    RequestRejected,
+    StreamBroken,
 )
 from aiworker.llm import http
 from aiworker.llm.ollama import OllamaModel
@@ -157,16 +160,16 @@ async def test_model_that_is_not_there(server: FakeOllama, model: OllamaModel) -
 @pytest.mark.parametrize(
     ("reply", "error"),
     [
-        (Reply(status=400, body={"error": "bad"}), ProviderMisconfigured),
-        (Reply(status=404, body={"error": "model 'x' not found"}), ProviderMisconfigured),
-        (Reply(status=500, body={"error": "invalid format: x"}), ProviderMisconfigured),
+        (Reply(status=400, body={"error": "bad"}), RequestRejected),
+        (Reply(status=404, body={"error": "model 'x' not found"}), ModelNotFound),
+        (Reply(status=500, body={"error": "invalid format: x"}), RequestRejected),
         (Reply(status=500, body={"error": "boom"}), ProviderUnavailable),
         (Reply(status=503, body={"error": "server busy, please try again."}), ProviderRateLimited),
-        (Reply(error_after=2), ProviderUnavailable),
-        (Reply(error_after=0, error='option "x" must be of type integer'), ProviderMisconfigured),
-        (Reply(garbage_after=1), ProviderUnavailable),
-        (Reply(cut_after=0), ProviderUnavailable),
-        (Reply(cut_after=2), ProviderUnavailable),
+        (Reply(error_after=2), StreamBroken),
+        (Reply(error_after=0, error='option "x" must be of type integer'), RequestRejected),
+        (Reply(garbage_after=1), StreamBroken),
+        (Reply(cut_after=0), StreamBroken),
+        (Reply(cut_after=2), StreamBroken),
     ],
 )
 async def test_failures_are_typed(
@@ -259,7 +262,7 @@ async def test_probe_says_what_is_there(server: FakeOllama, model: OllamaModel) 
         "reachable": False,
         "version": None,
         "models": {},
-        "error": "provider_unavailable",
+        "error": "provider_unreachable",
         "note": "cannot connect",
     }
 

@@ -100,8 +100,8 @@ async def test_image_passes_over_who_cannot_see(router: ModelRouter, ollama: Fak
     ("reply", "code"),
     [
         (Reply(status=500, body={"error": "boom"}), "provider_unavailable"),
-        (Reply(status=400, body={"error": "no"}), "provider_misconfigured"),
-        (Reply(cut_after=1), "provider_unavailable"),
+        (Reply(status=400, body={"error": "no"}), "provider_request_rejected"),
+        (Reply(cut_after=1), "provider_stream_broken"),
         (Reply('{"name": "abc', finish="length"), "answer_truncated"),
     ],
 )
@@ -122,14 +122,14 @@ async def test_hanging_first_provider_leaves_time_for_the_second(router: ModelRo
 
 async def test_dead_provider_is_left_alone_for_a_while(router: ModelRouter, ollama: FakeOllama) -> None:
     await ollama.stop()
-    assert (await router.complete(ask(), soon())).skipped == {"ollama": "provider_unavailable"}
+    assert (await router.complete(ask(), soon())).skipped == {"ollama": "provider_unreachable"}
     await ollama.start()
     assert (await router.complete(ask(), soon())).provider == "gemini"
     assert ollama.requests == []
     assert router.snapshot()["ollama"]["state"] == "resting"
     with pytest.raises(NoProvider) as caught:
         await router.complete(ask("ollama"), soon())
-    assert caught.value.reasons == {"ollama": "provider_unavailable"}
+    assert caught.value.reasons == {"ollama": "provider_unreachable"}
     assert 0 < (caught.value.retry_after or 0) <= 5
 
 
@@ -151,7 +151,7 @@ async def test_everybody_failing_is_no_provider_with_reasons(
         await router.complete(ask("ollama", "gemini", "other"), soon())
     assert caught.value.reasons == {
         "ollama": "provider_unavailable",
-        "gemini": "provider_refused",
+        "gemini": "answer_blocked",
         "other": "not_configured",
     }
     assert caught.value.retryable

@@ -14,6 +14,7 @@ from aiworker.domain.errors import (
     ImageUnreadable,
     MediaUnavailable,
     NoProvider,
+    ProviderError,
     ProviderRateLimited,
     WorkerError,
 )
@@ -86,3 +87,9 @@ def test_an_unknown_code_still_reads() -> None:
 
 def test_error_text_is_code_and_note() -> None:
     assert str(MediaUnavailable("status 503", host="example.org")) == "media_unavailable: status 503"
+
+
+def test_a_job_is_not_tried_again_for_errors_that_stay() -> None:
+    for kind in ERRORS:
+        if issubclass(kind, ProviderError) and kind is not NoProvider:
+            assert NoProvider(reasons={"gemini": kind.code}).retryable == kind.retryable, kind

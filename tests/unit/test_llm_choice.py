@@ -96,7 +96,7 @@ def test_too_little_time_is_not_spent() -> None:
         (ProviderTimeout(phase="slot"), 30, 0),
         (ProviderRateLimited(retry_after=53), 1, 53),
         (ProviderRateLimited(), 1, REST_S),
-        (ProviderRateLimited(retry_after=2, per_day=True), 1, 3600),
+        (ProviderRateLimited(retry_after=2, scope="day"), 1, 3600),
         (ProviderMisconfigured(), 9, 0),
         (ProviderRefused(), 9, 0),
         (AnswerInvalid(), 9, 0),

@@ -14,14 +14,21 @@ from pydantic import BaseModel
 
 from aiworker.domain.completion import Completion, PromptRequest, Turn
 from aiworker.domain.errors import (
+    AnswerBlocked,
+    AnswerEmpty,
     AnswerInvalid,
+    KeyRejected,
     MediaTypeUnsupported,
+    ModelNotFound,
+    PromptBlocked,
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
     ProviderRefused,
     ProviderTimeout,
     ProviderUnavailable,
+    RequestRejected,
+    StreamBroken,
 )
 from aiworker.llm import gemini, gemini_errors, ollama
 from aiworker.llm.http import MAX_BODY, MAX_LINE, Lines
@@ -67,14 +74,14 @@ def test_ollama_stream_as_recorded() -> None:
 @pytest.mark.parametrize(
     ("name", "error", "retryable"),
     [
-        ("chat_bad_format", ProviderMisconfigured, False),
-        ("chat_bad_option", ProviderMisconfigured, False),
-        ("chat_bad_image", ProviderMisconfigured, False),
-        ("chat_missing_model", ProviderMisconfigured, False),
-        ("chat_missing_model_stream", ProviderMisconfigured, False),
-        ("chat_no_model", ProviderMisconfigured, False),
-        ("chat_tools_unsupported", ProviderMisconfigured, False),
-        ("not_found_path", ProviderMisconfigured, False),
+        ("chat_bad_format", RequestRejected, False),
+        ("chat_bad_option", RequestRejected, False),
+        ("chat_bad_image", RequestRejected, False),
+        ("chat_missing_model", ModelNotFound, False),
+        ("chat_missing_model_stream", ModelNotFound, False),
+        ("chat_no_model", RequestRejected, False),
+        ("chat_tools_unsupported", RequestRejected, False),
+        ("not_found_path", RequestRejected, False),
     ],
 )
 def test_ollama_recorded_errors_are_typed(name: str, error: type[ProviderError], retryable: bool) -> None:
@@ -95,7 +102,7 @@ def test_ollama_recorded_errors_are_typed(name: str, error: type[ProviderError],
         (499, "request cancelled", ProviderUnavailable),
         (502, "", ProviderUnavailable),
         (401, "unauthorized", ProviderMisconfigured),
-        (301, "", ProviderMisconfigured),
+        (301, "", RequestRejected),
     ],
 )
 def test_ollama_other_errors(status: int, text: str, error: type[ProviderError]) -> None:
@@ -178,18 +185,22 @@ SAID = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 53.
 SAID_MS = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 250ms.")
 
 
+RATE_LIST = [RATE]
+SCOPES = {id(RATE): "minute", id(RATE_LIST): "minute", id(PER_DAY): "day"}
+
+
 @pytest.mark.parametrize(
     ("status", "body", "error", "retry_after"),
     [
-        (400, error_body(400, "INVALID_ARGUMENT"), ProviderMisconfigured, None),
-        (400, error_body(400, "INVALID_ARGUMENT", bad_key_details()), ProviderMisconfigured, None),
+        (400, error_body(400, "INVALID_ARGUMENT"), RequestRejected, None),
+        (400, error_body(400, "INVALID_ARGUMENT", bad_key_details()), KeyRejected, None),
         (400, error_body(400, "FAILED_PRECONDITION"), ProviderMisconfigured, None),
         (400, error_body(400, "INVALID_ARGUMENT", message="Unable to process input image."), ProviderRefused, None),
-        (401, error_body(401, "UNAUTHENTICATED"), ProviderMisconfigured, None),
-        (403, error_body(403, "PERMISSION_DENIED"), ProviderMisconfigured, None),
-        (404, error_body(404, "NOT_FOUND"), ProviderMisconfigured, None),
+        (401, error_body(401, "UNAUTHENTICATED"), KeyRejected, None),
+        (403, error_body(403, "PERMISSION_DENIED"), KeyRejected, None),
+        (404, error_body(404, "NOT_FOUND"), ModelNotFound, None),
         (429, RATE, ProviderRateLimited, 53.0),
-        (429, [RATE], ProviderRateLimited, 53.0),
+        (429, RATE_LIST, ProviderRateLimited, 53.0),
         (429, PER_DAY, ProviderRateLimited, 0.5),
         (429, SAID, ProviderRateLimited, 53.5),
         (429, SAID_MS, ProviderRateLimited, 0.25),
@@ -198,9 +209,9 @@ SAID_MS = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 
         (503, error_body(503, "UNAVAILABLE"), ProviderUnavailable, None),
         (504, error_body(504, "DEADLINE_EXCEEDED"), ProviderTimeout, None),
         (502, "<html>", ProviderUnavailable, None),
-        (400, [], ProviderMisconfigured, None),
-        (400, {"error": "text"}, ProviderMisconfigured, None),
-        (302, None, ProviderMisconfigured, None),
+        (400, [], RequestRejected, None),
+        (400, {"error": "text"}, RequestRejected, None),
+        (302, None, RequestRejected, None),
     ],
 )
 def test_gemini_errors_are_typed(status: int, body: Any, error: type[ProviderError], retry_after: float | None) -> None:
@@ -211,6 +222,7 @@ def test_gemini_errors_are_typed(status: int, body: Any, error: type[ProviderErr
     assert (caught.provider, caught.details["status"]) == ("gemini", status)
     if isinstance(caught, ProviderRateLimited):
         assert caught.per_day == (body is PER_DAY)
+        assert caught.scope == SCOPES.get(id(body))
 
 
 def test_gemini_retry_after_header_and_bad_key() -> None:
@@ -252,17 +264,17 @@ def test_gemini_stream_joins_pieces_and_counts_thinking() -> None:
 @pytest.mark.parametrize(
     ("events", "error"),
     [
-        ([{"promptFeedback": {"blockReason": "SAFETY"}}], ProviderRefused),
-        ([candidate("SAFETY")], ProviderRefused),
-        ([candidate(None, "a"), candidate("RECITATION")], ProviderRefused),
-        ([candidate("PROHIBITED_CONTENT")], ProviderRefused),
+        ([{"promptFeedback": {"blockReason": "SAFETY"}}], PromptBlocked),
+        ([candidate("SAFETY")], AnswerBlocked),
+        ([candidate(None, "a"), candidate("RECITATION")], AnswerBlocked),
+        ([candidate("PROHIBITED_CONTENT")], AnswerBlocked),
         ([candidate("MALFORMED_RESPONSE")], AnswerInvalid),
         ([candidate("OTHER", "a")], AnswerInvalid),
         ([candidate("NEW_REASON", "a")], AnswerInvalid),
-        ([{"candidates": []}], AnswerInvalid),
-        ([{"usageMetadata": {}}], AnswerInvalid),
-        ([candidate(None, "a")], ProviderUnavailable),
-        ([], ProviderUnavailable),
+        ([{"candidates": []}], AnswerEmpty),
+        ([{"usageMetadata": {}}], AnswerEmpty),
+        ([candidate(None, "a")], StreamBroken),
+        ([], StreamBroken),
         ([{"error": {"code": 503, "status": "UNAVAILABLE"}}], ProviderUnavailable),
         ([{"error": {"code": 429}}], ProviderRateLimited),
         ([{"error": "text"}], ProviderUnavailable),

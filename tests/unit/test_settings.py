@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from aiworker.cli.wiring import local_only_types
 from aiworker.domain.errors import ConfigurationError
 from aiworker.settings import load_settings
 
@@ -61,3 +62,11 @@ def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         load_settings().port = 1  # type: ignore[misc]
+
+
+def test_types_that_stay_on_this_server_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_ONLY", "sofia_text, all")
+    assert local_only_types(load_settings()) == frozenset({"sofia_text", "all"})
+    monkeypatch.setenv("LOCAL_ONLY", "sofia_txt")
+    with pytest.raises(ConfigurationError, match="sofia_txt.*there are.*sofia_text"):
+        local_only_types(load_settings())
