@@ -68,5 +68,5 @@ def test_types_that_stay_on_this_server_must_exist(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LOCAL_ONLY", "sofia_text, all")
     assert local_only_types(load_settings()) == frozenset({"sofia_text", "all"})
     monkeypatch.setenv("LOCAL_ONLY", "sofia_txt")
-    with pytest.raises(ConfigurationError, match="sofia_txt.*there are.*sofia_text"):
+    with pytest.raises(ConfigurationError, match=r"sofia_txt.*there are.*sofia_text"):
         local_only_types(load_settings())
