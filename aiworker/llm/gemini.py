@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -17,7 +18,6 @@ from aiworker.domain.errors import (
     AnswerEmpty,
     AnswerInvalid,
     LocalOnly,
-    MediaTypeUnsupported,
     PromptBlocked,
     ProviderError,
     ProviderMisconfigured,
@@ -27,11 +27,14 @@ from aiworker.domain.errors import (
 from aiworker.llm.answering import ask_checked
 from aiworker.llm.gemini_errors import NAME, enum_name, error_of, error_of_item
 from aiworker.llm.http import Http, json_object
+from aiworker.llm.pictures import Pictures
 from aiworker.llm.structured import schema_of
 
 _T = TypeVar("_T")
 
 ALL = "all"
+# Four of the tiles of 768 x 768 pixels that Gemini cuts a picture into; each is 258 tokens.
+_PIXELS = 4 * 768 * 768
 
 _FINISH: dict[str, FinishReason] = {"STOP": "stop", "MAX_TOKENS": "length"}
 _BLOCKED = frozenset(
@@ -70,15 +73,17 @@ class GeminiModel:
     def __init__(self, api_key: SecretStr, model: str, base_url: str, local_only: frozenset[str] = frozenset()) -> None:
         self.model = model
         self._local_only = local_only
+        self._pictures = Pictures()
         self._path = f"/v1beta/models/{quote(model, safe='')}"
         headers = {"x-goog-api-key": api_key.get_secret_value().strip()}
         self._http = Http(NAME, base_url, error_of, keep_connections=True, headers=headers)
 
     async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
-        """Raises a ProviderError, or MediaTypeUnsupported for an image that is not JPEG, PNG or WebP."""
+        """Raises a ProviderError, or an InputRejected for an image that cannot be read."""
         if request.local_only or not self._local_only.isdisjoint((request.purpose, ALL)):
             raise LocalOnly("this kind of analysis stays on this server", provider=NAME)
-        return await ask_checked(self._ask, request, deadline)
+        images = await self._pictures.prepare(request.images, _PIXELS)
+        return await ask_checked(self._ask, dataclasses.replace(request, images=images), deadline)
 
     async def probe(self, deadline: Deadline) -> dict[str, Any]:
         """Whether key and model are good: `reachable, model, present, error` (a code or None), `note` (what to do)."""
@@ -107,7 +112,8 @@ class GeminiModel:
 
 
 def generate_body(request: PromptRequest, model: str) -> dict[str, Any]:
-    """The body of `streamGenerateContent`; images come before the text, as Google advises for one image."""
+    """The body of `streamGenerateContent`; JPEGs come before the text, as Google advises for one
+    image."""
     thinking = _longest_prefix(_THINKING_BUDGET, model)
     config: dict[str, Any] = {
         "temperature": request.temperature,
@@ -131,21 +137,9 @@ def _contents(request: PromptRequest) -> list[dict[str, Any]]:
         {"role": "user" if turn.role == "user" else "model", "parts": [{"text": turn.text}]} for turn in request.history
     ]
     images = [
-        {"inlineData": {"mimeType": mime_type(image), "data": base64.b64encode(image).decode()}}
-        for image in request.images
+        {"inlineData": {"mimeType": "image/jpeg", "data": base64.b64encode(image).decode()}} for image in request.images
     ]
     return [*turns, {"role": "user", "parts": [*images, {"text": request.prompt}]}]
-
-
-def mime_type(image: bytes) -> str:
-    """By its first bytes. Raises MediaTypeUnsupported for what is not JPEG, PNG or WebP."""
-    if image.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if image.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        return "image/webp"
-    raise MediaTypeUnsupported("not JPEG, PNG or WebP")
 
 
 def cost_usd(model: str, prompt_tokens: int, answer_tokens: int) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -25,10 +27,11 @@ from aiworker.domain.errors import (
 )
 from aiworker.llm.answering import ask_checked
 from aiworker.llm.http import Http, json_object
+from aiworker.llm.pictures import Pictures, pixels_read
 from aiworker.llm.structured import schema_of
 
 NAME = "ollama"
-_CAPABILITIES_TTL_S = 300.0
+_SHOWN_TTL_S = 300.0
 _BUSY_RETRY_S = 1.0
 _NS_PER_MS = 1e6
 # Ollama answers 500 to these although trying again cannot help.
@@ -36,6 +39,31 @@ _PERMANENT = re.compile(
     r"invalid format|^option |must be of type|does not support|unknown format|invalid image|failed to parse", re.I
 )
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What `/api/show` says of a model. `capabilities` is None where the server is too old to list them."""
+
+    capabilities: frozenset[str] | None
+    pixels: int
+
+    def says(self, capability: str) -> bool:
+        """Whether it is listed."""
+        return self.capabilities is not None and capability in self.capabilities
+
+    def can(self, capability: str) -> bool:
+        """Whether it may be asked for: what is not known may be tried."""
+        return self.capabilities is None or capability in self.capabilities
+
+
+def shown_of(answer: Mapping[str, Any]) -> Shown:
+    """From the body of `/api/show`."""
+    listed, info = answer.get("capabilities"), answer.get("model_info")
+    return Shown(
+        frozenset(str(item) for item in listed) if isinstance(listed, list) else None,
+        pixels_read(info if isinstance(info, dict) else {}),
+    )
 
 
 class OllamaModel:
@@ -52,15 +80,34 @@ class OllamaModel:
         self._keep_alive = keep_alive
         # A restarted local server leaves dead connections behind, and opening a new one costs nothing here.
         self._http = Http(NAME, base_url, error_of, keep_connections=False, headers={})
-        self._capabilities: dict[str, tuple[float, frozenset[str] | None]] = {}
+        self._shown: dict[str, tuple[float, Shown]] = {}
+        self._pictures = Pictures()
 
     @property
     def sees_images(self) -> bool:
         return self.vision_model is not None
 
     async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
-        """Raises a ProviderError; cancelling closes the socket, which frees Ollama's slot."""
-        return await ask_checked(self._ask, request, deadline)
+        """Raises a ProviderError, or an InputRejected for an image that cannot be read; cancelling closes the socket,
+        which frees Ollama's slot."""
+        model = self.text_model if not request.images else self.vision_model
+        if model is None:
+            raise ModelCannotSee("no vision model: set OLLAMA_VISION_MODEL", provider=NAME)
+        shown = await self._show(model, deadline)
+        if request.images:
+            if not shown.can("vision"):
+                # Ollama would take the image, ignore it, and let the model invent what it shows.
+                raise ModelCannotSee("OLLAMA_VISION_MODEL is a text-only model", provider=NAME)
+            images = await self._pictures.prepare(request.images, shown.pixels)
+            request = dataclasses.replace(request, images=images)
+
+        async def ask(request: PromptRequest, deadline: Deadline) -> Completion:
+            body = chat_body(request, model, self._num_ctx, self._keep_alive, thinks=shown.says("thinking"))
+            answer = ChatStream(model)
+            await self._http.post_lines("/api/chat", body, deadline, answer.feed)
+            return answer.completion()
+
+        return await ask_checked(ask, request, deadline)
 
     async def probe(self, deadline: Deadline) -> dict[str, Any]:
         """What is there: `reachable, version, models: {name: {present, vision}}, error` (a code or None), `note`."""
@@ -78,42 +125,20 @@ class OllamaModel:
         return [self.text_model, *([self.vision_model] if self.vision_model else [])]
 
     async def _presence(self, model: str, deadline: Deadline) -> dict[str, bool | None]:
-        self._capabilities.pop(model, None)
+        self._shown.pop(model, None)
         try:
-            capabilities = await self._can(model, deadline)
+            shown = await self._show(model, deadline)
         except ModelNotFound:
             return {"present": False, "vision": None}
-        return {"present": True, "vision": None if capabilities is None else "vision" in capabilities}
+        return {"present": True, "vision": None if shown.capabilities is None else shown.says("vision")}
 
-    async def _can(self, model: str, deadline: Deadline) -> frozenset[str] | None:
-        """The model's capabilities; None where the server is too old to say."""
-        known = self._capabilities.get(model)
+    async def _show(self, model: str, deadline: Deadline) -> Shown:
+        known = self._shown.get(model)
         if known and known[0] > time.monotonic():
             return known[1]
-        shown = await self._http.json("POST", "/api/show", {"model": model}, deadline)
-        listed = shown.get("capabilities")
-        capabilities = frozenset(str(item) for item in listed) if isinstance(listed, list) else None
-        self._capabilities[model] = (time.monotonic() + _CAPABILITIES_TTL_S, capabilities)
-        return capabilities
-
-    async def _ask(self, request: PromptRequest, deadline: Deadline) -> Completion:
-        model = await self._model_for(request, deadline)
-        capabilities = await self._can(model, deadline) or frozenset()
-        body = chat_body(request, model, self._num_ctx, self._keep_alive, thinks="thinking" in capabilities)
-        answer = ChatStream(model)
-        await self._http.post_lines("/api/chat", body, deadline, answer.feed)
-        return answer.completion()
-
-    async def _model_for(self, request: PromptRequest, deadline: Deadline) -> str:
-        if not request.images:
-            return self.text_model
-        if self.vision_model is None:
-            raise ModelCannotSee("no vision model: set OLLAMA_VISION_MODEL", provider=NAME)
-        capabilities = await self._can(self.vision_model, deadline)
-        if capabilities is not None and "vision" not in capabilities:
-            # Ollama would take the image, ignore it, and let the model invent what it shows.
-            raise ModelCannotSee("OLLAMA_VISION_MODEL is a text-only model", provider=NAME)
-        return self.vision_model
+        shown = shown_of(await self._http.json("POST", "/api/show", {"model": model}, deadline))
+        self._shown[model] = (time.monotonic() + _SHOWN_TTL_S, shown)
+        return shown
 
 
 def chat_body(request: PromptRequest, model: str, num_ctx: int, keep_alive: str, *, thinks: bool) -> dict[str, Any]:

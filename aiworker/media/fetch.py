@@ -12,7 +12,7 @@ from yarl import URL
 
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import MediaNotFound, MediaTooLarge, MediaTypeUnsupported, MediaUnavailable, MediaUrlInvalid
-from aiworker.media.data_url import decode_data_url, is_data_url
+from aiworker.media.data_url import decode_data_url, is_data_url, is_long
 from aiworker.media.image import read_header
 from aiworker.media.resolver import GuardedResolver
 from aiworker.media.url import parse_target, redirect_target
@@ -67,13 +67,18 @@ class HttpImageSource:
         Raises MediaUrlInvalid, MediaAddressForbidden, MediaTooLarge, MediaTypeUnsupported, MediaNotFound,
         ImageUnreadable, MediaUnavailable.
         """
-        data = decode_data_url(url, self._limits.max_bytes) if is_data_url(url) else await self._download(url, deadline)
+        data = await self._decode(url) if is_data_url(url) else await self._download(url, deadline)
         read_header(data, self._limits.max_pixels)
         return data
 
     async def close(self) -> None:
         await self._session.close()
         await self._resolver.close()
+
+    async def _decode(self, url: str) -> bytes:
+        if is_long(url):
+            return await asyncio.to_thread(decode_data_url, url, self._limits.max_bytes)
+        return decode_data_url(url, self._limits.max_bytes)
 
     async def _download(self, text: str, deadline: Deadline) -> bytes:
         target = parse_target(text, self._limits.allowed_hosts)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from collections.abc import AsyncIterator
+from io import BytesIO
 from typing import Any
 
 import pytest
 from fakes.gemini_server import FakeGemini, error_body, quota_details
 from fakes.llm_server import Reply
+from fakes.pictures import picture
+from PIL import Image
 from pydantic import BaseModel, SecretStr
 
 from aiworker.domain.completion import PromptRequest
@@ -69,9 +73,13 @@ async def test_text_comes_with_tokens_times_and_cost(model: GeminiModel) -> None
 
 
 async def test_schema_bound_answer_with_image(server: FakeGemini, model: GeminiModel) -> None:
-    completion = await model.complete(ask(answer=Answer, images=(b"\xff\xd8\xff" * 999,)), soon())
+    completion = await model.complete(ask(answer=Answer, images=(picture(3000, 2000, "png"),)), soon())
     assert isinstance(completion.value, Answer)
-    assert server.requests[0]["contents"][0]["parts"][0]["inlineData"]["mimeType"] == "image/jpeg"
+    sent = server.requests[0]["contents"][0]["parts"][0]["inlineData"]
+    assert sent["mimeType"] == "image/jpeg"
+    with Image.open(BytesIO(base64.b64decode(sent["data"]))) as seen:
+        assert seen.format == "JPEG"
+        assert 2_300_000 < seen.width * seen.height <= 4 * 768 * 768
 
 
 async def test_what_is_no_image_is_not_sent(server: FakeGemini, model: GeminiModel) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 from collections.abc import AsyncIterator
+from io import BytesIO
 from typing import Any
 
 import pytest
 from fakes.llm_server import Reply
 from fakes.ollama_server import FakeOllama
+from fakes.pictures import picture
+from PIL import Image
 from pydantic import BaseModel, Field
 
 from aiworker.domain.completion import PromptRequest
@@ -18,6 +22,8 @@ from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import (
     AnswerInvalid,
     AnswerTruncated,
+    ImageUnreadable,
+    ModelCannotSee,
     ModelNotFound,
     ProviderError,
     ProviderMisconfigured,
@@ -31,7 +37,7 @@ from aiworker.llm import http
 from aiworker.llm.ollama import OllamaModel
 
 TEXT, VISION = "llama3.2:3b", "qwen2.5vl:3b"
-JPEG = b"\xff\xd8\xff\xe0" + b"photo" * 30_000
+JPEG = picture(2000, 1500)
 SECRET = "pergunta-sigilosa"
 
 
@@ -89,7 +95,15 @@ async def test_schema_bound_answer_is_a_value(server: FakeOllama, model: OllamaM
 async def test_image_goes_to_the_vision_model(server: FakeOllama, model: OllamaModel) -> None:
     completion = await model.complete(ask(images=(JPEG,)), soon())
     assert completion.model == VISION
-    assert len(server.requests[0]["messages"][-1]["images"]) == 1
+    (sent,) = server.requests[0]["messages"][-1]["images"]
+    with Image.open(BytesIO(base64.b64decode(sent))) as seen:
+        assert 950_000 < seen.width * seen.height <= 1_003_520
+
+
+async def test_broken_image_is_the_jobs_fault(server: FakeOllama, model: OllamaModel) -> None:
+    with pytest.raises(ImageUnreadable):
+        await model.complete(ask(images=(JPEG[:2000],)), soon())
+    assert server.requests == []
 
 
 async def test_thinking_model_is_told_not_to(server: FakeOllama, model: OllamaModel) -> None:
@@ -100,7 +114,7 @@ async def test_thinking_model_is_told_not_to(server: FakeOllama, model: OllamaMo
 
 async def test_image_for_a_text_only_model_is_refused_before_the_call(server: FakeOllama, model: OllamaModel) -> None:
     server.models[VISION] = ("completion",)
-    with pytest.raises(ProviderMisconfigured, match="text-only"):
+    with pytest.raises(ModelCannotSee, match="text-only"):
         await model.complete(ask(images=(JPEG,)), soon())
     assert server.requests == []
 
@@ -153,7 +167,7 @@ async def test_empty_answer(server: FakeOllama, model: OllamaModel, text: str) -
 
 async def test_model_that_is_not_there(server: FakeOllama, model: OllamaModel) -> None:
     del server.models[TEXT]
-    with pytest.raises(ProviderMisconfigured, match="models pull"):
+    with pytest.raises(ModelNotFound, match="models pull"):
         await model.complete(ask(), soon())
 
 

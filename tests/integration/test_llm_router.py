@@ -10,6 +10,7 @@ import pytest
 from fakes.gemini_server import FakeGemini, error_body, quota_details
 from fakes.llm_server import Reply
 from fakes.ollama_server import FakeOllama
+from fakes.pictures import picture
 from pydantic import BaseModel, SecretStr
 
 from aiworker.domain.completion import PromptRequest
@@ -25,7 +26,7 @@ from aiworker.llm.ollama import OllamaModel
 from aiworker.llm.router import ModelRouter
 from aiworker.telemetry.metrics import Metrics
 
-JPEG = b"\xff\xd8\xff\xe0" * 100
+JPEG = picture()
 
 
 class Answer(BaseModel):

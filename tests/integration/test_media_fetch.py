@@ -1,6 +1,7 @@
 import asyncio
 import gzip
 import socket
+import threading
 from base64 import b64encode
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -20,6 +21,8 @@ from aiworker.domain.errors import (
     MediaUnavailable,
     MediaUrlInvalid,
 )
+from aiworker.media import fetch
+from aiworker.media.data_url import decode_data_url
 from aiworker.media.fetch import HttpImageSource, MediaLimits
 
 MAX_BYTES = 200_000
@@ -401,11 +404,11 @@ async def test_a_cancelled_fetch_hangs_up():
         source("127.0.0.1") as images,
     ):
         port = server.sockets[0].getsockname()[1]
-        fetch = asyncio.create_task(images.fetch(f"http://127.0.0.1:{port}/", soon()))
+        fetching = asyncio.create_task(images.fetch(f"http://127.0.0.1:{port}/", soon()))
         await asked.wait()
-        fetch.cancel()
+        fetching.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await fetch
+            await fetching
         await hung_up.wait()
 
 
@@ -429,6 +432,20 @@ async def test_a_data_url_is_checked_like_a_download():
         ):
             with pytest.raises(error):
                 await images.fetch("data:image/jpeg;base64," + b64encode(payload).decode(), soon())
+
+
+async def test_a_long_data_url_is_decoded_beside_the_event_loop(monkeypatch):
+    photo = PHOTO + bytes(100_000)
+    threads = []
+
+    def noted(text, max_bytes):
+        threads.append(threading.current_thread())
+        return decode_data_url(text, max_bytes)
+
+    monkeypatch.setattr(fetch, "decode_data_url", noted)
+    async with source() as images:
+        assert await images.fetch("data:image/jpeg;base64," + b64encode(photo).decode(), soon()) == photo
+    assert threads != [threading.main_thread()]
 
 
 async def test_many_fetches_share_one_source():

@@ -18,7 +18,6 @@ from aiworker.domain.errors import (
     AnswerEmpty,
     AnswerInvalid,
     KeyRejected,
-    MediaTypeUnsupported,
     ModelNotFound,
     PromptBlocked,
     ProviderError,
@@ -164,13 +163,6 @@ def test_gemini_body() -> None:
     bare = gemini.generate_body(PromptRequest("t", "", "p", ()), "gemini-9")
     assert set(bare) == {"contents", "generationConfig"}
     assert set(bare["generationConfig"]) == {"temperature", "maxOutputTokens"}
-
-
-def test_gemini_knows_images_by_their_bytes() -> None:
-    assert gemini.mime_type(b"\x89PNG\r\n\x1a\n") == "image/png"
-    assert gemini.mime_type(b"RIFF....WEBPVP8") == "image/webp"
-    with pytest.raises(MediaTypeUnsupported):
-        gemini.mime_type(b"%PDF-1.7")
 
 
 def test_gemini_cost_by_longest_name() -> None:
