@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     worker_drain_timeout_ms: int = Field(
         20_000, ge=0, description="on SIGTERM, how long running jobs may go on before they are put back"
     )
+    retention_days: float = Field(30.0, ge=0, description="jobs that ended longer ago are removed; 0 keeps them all")
     max_active_jobs_per_user: int = Field(10, ge=1, description="the next one gets 429")
 
     yolo_model: str = Field("yolov8n", description="a path, or a name that `aiworker models list` shows")

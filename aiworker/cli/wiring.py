@@ -170,4 +170,5 @@ def _limits(settings: Settings) -> WorkerLimits:
         attempt_timeout_s=settings.worker_stuck_job_timeout_ms / 1000,
         drain_timeout_s=settings.worker_drain_timeout_ms / 1000,
         cache_ttl_s=settings.cache_ttl_hours * 3600 if settings.enable_cache else None,
+        retention_s=settings.retention_days * 86_400 or None,
     )

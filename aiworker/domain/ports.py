@@ -52,6 +52,10 @@ class JobSource(Protocol):
         """Puts jobs whose lease ran out back, or ends them when their attempts are used up; how many."""
         ...
 
+    async def prune(self, keep_s: float, limit: int) -> int:
+        """Removes at most `limit` jobs that ended longer than `keep_s` ago, and cache entries; how many in all."""
+        ...
+
     async def depth(self) -> QueueDepth: ...
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import asyncpg
 
-from aiworker.domain.errors import DatabaseUnavailable
+from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
 from aiworker.queue.connect import Connector
 from aiworker.queue.errors import translated
 from aiworker.queue.json_codec import decode_jsonb, encode_jsonb
@@ -28,6 +28,7 @@ class Database:
         self._timeout_s = timeout_s
         self._connections = connections
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._has_answered = False
 
     async def __aenter__(self) -> Self:
         with translated():
@@ -55,19 +56,30 @@ class Database:
 
     async def fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
         """The rows of one statement, in one round trip. Raises what `translated` raises."""
+        try:
+            with translated():
+                rows = await self._fetch(statement, arguments)
+        except ConfigurationError as error:
+            if self._has_answered:
+                # It was right before: a password or a migration is on its way, and nobody has to restart for it.
+                raise DatabaseUnavailable(error.note) from None
+            raise
+        self._has_answered = True
+        return rows
+
+    async def _fetch(self, statement: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
         pool = self._pool
         if pool is None:
             raise DatabaseUnavailable("used before it was opened or after it was closed")
-        with translated():
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    async with pool.acquire() as connection:
-                        rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments)
-                        return rows
-            except TimeoutError:
-                # Whatever kept this connection from answering may have silenced the others too.
-                await pool.expire_connections()
-                raise
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                async with pool.acquire() as connection:
+                    rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments)
+                    return rows
+        except TimeoutError:
+            # Whatever kept this connection from answering may have silenced the others too.
+            await pool.expire_connections()
+            raise
 
 
 async def _set_up(connection: Any) -> None:

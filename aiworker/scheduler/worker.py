@@ -14,6 +14,7 @@ from aiworker.domain.ports import JobSource, WakeUps
 from aiworker.domain.retry import RetryPolicy
 from aiworker.scheduler.dispatcher import Dispatcher
 from aiworker.scheduler.executor import JobExecutor
+from aiworker.scheduler.housekeeping import Housekeeper
 from aiworker.scheduler.leases import LeaseKeeper
 from aiworker.scheduler.outcomes import OutcomeWriter, ProgressWriter
 from aiworker.scheduler.running import RunningJobs
@@ -28,7 +29,7 @@ _LAST_WRITES_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """Times in seconds."""
+    """Times in seconds. `retention_s` None keeps jobs that have ended for ever."""
 
     worker_id: str
     slots: int
@@ -37,6 +38,7 @@ class WorkerLimits:
     attempt_timeout_s: float
     drain_timeout_s: float
     cache_ttl_s: float | None
+    retention_s: float | None = None
 
 
 class Worker:
@@ -61,6 +63,9 @@ class Worker:
         )
         self._outcomes = OutcomeWriter(source, self.running, metrics)
         self._progress = ProgressWriter(source)
+        self._housekeeper = (
+            Housekeeper(source, metrics, retention_s=limits.retention_s) if limits.retention_s is not None else None
+        )
         executor = JobExecutor(
             tools,
             metrics,
@@ -91,6 +96,8 @@ class Worker:
                 services.create_task(self._progress.run(), name="progress"),
                 services.create_task(self._listen(), name="listen"),
             ]
+            if self._housekeeper is not None:
+                background.append(services.create_task(self._housekeeper.run(), name="housekeeping"))
             writer = services.create_task(self._outcomes.run(), name="outcomes")
             dispatcher = services.create_task(self._dispatcher.run(), name="dispatcher")
             await stop.wait()

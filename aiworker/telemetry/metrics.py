@@ -38,6 +38,7 @@ class Metrics:
         self.slots = Gauge("aiworker_slots", "Jobs that this worker may run at once", registry=r)
         self.leases_lost = Counter("aiworker_leases_lost", "Attempts whose lease was gone", registry=r)
         self.rescued = Counter("aiworker_jobs_rescued", "Jobs taken from silent workers", registry=r)
+        self.pruned = Counter("aiworker_rows_pruned", "Old jobs and cache entries that were removed", registry=r)
         self.queue_jobs = Gauge("aiworker_queue_jobs", "Unfinished jobs", ["status"], registry=r)
         self.queue_oldest = Gauge("aiworker_queue_oldest_seconds", "Age of the oldest job that could run", registry=r)
         self.database_up = Gauge("aiworker_database_up", "1 when the last call worked", registry=r)

@@ -27,12 +27,12 @@ TEXT = {"type": "sofia_text", "input": {"text": "um ovo"}}
 
 
 class BrokenQueue(MemoryQueue):
-    async def enqueue(self, job: NewJob, *, use_cache: bool = True) -> Enqueued:
+    async def enqueue(self, job: NewJob) -> Enqueued:
         raise DatabaseUnavailable("refused")
 
 
 class BuggyQueue(MemoryQueue):
-    async def enqueue(self, job: NewJob, *, use_cache: bool = True) -> Enqueued:
+    async def enqueue(self, job: NewJob) -> Enqueued:
         raise KeyError("the text of a bug")
 
 
@@ -143,6 +143,21 @@ async def test_the_eleventh_active_job_is_refused(api: TestClient[Any, Any]) -> 
         assert (await enqueue(api, {**TEXT, "input": {"text": f"ovo {number}"}}))[0] == 202
     status, reply = await enqueue(api)
     assert (status, reply["code"]) == (429, "too_many_active_jobs")
+
+
+async def test_the_service_may_leave_out_the_limit_and_a_user_may_not(api: TestClient[Any, Any]) -> None:
+    asked = TEXT | {"unlimited": True, "userId": str(USER)}
+    status, reply = await enqueue(api, asked)
+    assert (status, reply["code"]) == (403, "not_allowed")
+    replies = [await enqueue(api, {**asked, "input": {"text": str(n)}}, **as_service()) for n in range(11)]
+    assert {status for status, _ in replies} == {202}
+
+
+async def test_a_delayed_job_is_not_handed_out_yet(api: TestClient[Any, Any], queue: MemoryQueue) -> None:
+    status, reply = await enqueue(api, TEXT | {"delaySeconds": 3600})
+    assert (status, reply["status"]) == (202, "pending")
+    assert not await queue.claim("w", 1, 10, ["sofia_text"])
+    assert (await queue.depth()).delayed == 1
 
 
 async def test_completed_and_failed_jobs(api: TestClient[Any, Any], queue: MemoryQueue) -> None:

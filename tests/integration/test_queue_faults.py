@@ -154,6 +154,20 @@ async def test_errors_say_what_to_do_and_quote_nothing(empty_database_url: str) 
         await queue.depth()
 
 
+async def test_what_was_right_before_is_waited_for(empty_database_url: str) -> None:
+    await migrate(empty_database_url)
+    async with PostgresQueue(empty_database_url, RULES, timeout_s=5, connections=1) as queue:
+        await queue.depth()
+        connection = await asyncpg.connect(empty_database_url)
+        await connection.execute("alter function analysis_queue_depth() rename to away")
+        with pytest.raises(DatabaseUnavailable, match="aiworker migrate"):
+            await queue.depth()
+        await connection.execute("alter function away() rename to analysis_queue_depth")
+        await connection.close()
+
+        assert (await eventually(queue.depth)).pending == 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"input": {"text": "arroz\x00"}}, {"idempotency_key": "a\x00b"}, {"priority": 11}, {"input": {"n": 2**70}}],
