@@ -12,6 +12,12 @@ from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
 from aiworker.queue.connect import Connector
 from aiworker.queue.errors import translated
 from aiworker.queue.json_codec import decode_jsonb, encode_jsonb
+from aiworker.telemetry.logs import get_logger
+
+_log = get_logger("aiworker.queue.database")
+
+# A statement that was given up is cancelled in the server too; a connection that has gone silent never says so.
+_CANCEL_PATIENCE_S = 1.0
 
 
 class Database:
@@ -73,13 +79,23 @@ class Database:
             raise DatabaseUnavailable("used before it was opened or after it was closed")
         try:
             async with asyncio.timeout(self._timeout_s):
-                async with pool.acquire() as connection:
+                connection = await pool.acquire()
+                try:
                     rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments)
                     return rows
+                finally:
+                    await _give_back(pool, connection)
         except TimeoutError:
             # Whatever kept this connection from answering may have silenced the others too.
             await pool.expire_connections()
             raise
+
+
+async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: Any) -> None:
+    try:
+        await pool.release(connection, timeout=_CANCEL_PATIENCE_S)
+    except TimeoutError:
+        _log.debug("a connection that did not answer was closed")
 
 
 async def _set_up(connection: Any) -> None:

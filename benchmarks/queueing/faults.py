@@ -32,6 +32,8 @@ WORK_S = 0.02
 SLOTS = 20
 BACK = 0.9
 PATIENCE_S = 120.0
+AFTER_S = 17.0
+WINDOW_S = 2.0
 
 LEDGER = """
 create table ends (job_id uuid, status text, at timestamptz default clock_timestamp());
@@ -167,7 +169,8 @@ async def survive(server: EmbeddedPostgres, name: str, jobs: int, scale: float =
     """What became of `jobs` jobs during a fault: lost, twice, back_s (seconds from its end to the old rate)."""
     fault, full_s = FAULTS[name]
     seconds = full_s * scale
-    rate = jobs / (seconds + 30 * scale)
+    # A third is sent before the fault, and enough after it for the old rate to be seen.
+    rate = jobs / (1.5 * (seconds + max(AFTER_S * scale, WINDOW_S + 3)))
     async with AsyncExitStack() as stack:
         # Joining a server that runs gives its URL.
         url = await stack.enter_async_context(database(await asyncio.to_thread(server.start), "faults"))
@@ -238,10 +241,10 @@ async def _patient(call: Callable[[], Awaitable[Any]]) -> Any:
                 await asyncio.sleep(0.1)
 
 
-def back_after(ends: list[float], fault_ended: float, rate: float, window_s: float = 2.0) -> float:
-    """Seconds from the fault's end until as much is done again as is sent, over two seconds."""
+def back_after(ends: list[float], fault_ended: float, rate: float) -> float:
+    """Seconds from the fault's end until as much is done again as is sent, over WINDOW_S seconds."""
     for end in [fault_ended, *(end for end in ends if end > fault_ended)]:
-        done = sum(end <= other < end + window_s for other in ends)
-        if done >= BACK * rate * window_s:
+        done = sum(end <= other < end + WINDOW_S for other in ends)
+        if done >= BACK * rate * WINDOW_S:
             return end - fault_ended
     return float("inf")

@@ -99,10 +99,12 @@ async def test_a_server_that_does_not_answer_costs_one_time_limit(database_url: 
     async with SilentProxy(database_url) as proxy, PostgresQueue(proxy.url, RULES, timeout_s=1.0) as queue:
         await queue.enqueue(new_job())
         proxy.go_silent()
-        with pytest.raises(DatabaseUnavailable):
-            await queue.claim("w", 1, 6.0, [TYPE])
-        with pytest.raises(DatabaseUnavailable):
-            await queue.depth()
+        # Ten limits: none of them waits for a word of the connection that was silenced.
+        async with asyncio.timeout(10):
+            with pytest.raises(DatabaseUnavailable):
+                await queue.claim("w", 1, 6.0, [TYPE])
+            with pytest.raises(DatabaseUnavailable):
+                await queue.depth()
 
         proxy.forget_and_speak()
 
@@ -232,7 +234,7 @@ class TestListener:
             return made[-1]
 
         monkeypatch.setattr(asyncpg, "connect", remember)
-        async with aclosing(Listener(database_url, probe_s=0.1).listen()) as hints:
+        async with aclosing(Listener(database_url, probe_s=0.1, pooler="none").listen()) as hints:
             await both_hints(hints)
             await made[0].execute("unlisten *")
             await both_hints(hints)
