@@ -63,12 +63,13 @@ class Sizes:
     open_s: float
     fault_jobs: int
     fault_scale: float
+    fault_after_s: float
     histories: tuple[int, ...]
     crowds: tuple[int, ...]
 
 
-FULL = Sizes(5, 20_000, 2000, 10_000, 1000, 5, 1000, 60, 600, 1000, 1.0, (0, 100_000, 1_000_000), (1, 2, 4))
-QUICK = Sizes(1, 6000, 500, 400, 200, 1, 100, 4, 12, 150, 0.15, (0, 20_000), (1, 2))
+FULL = Sizes(5, 20_000, 2000, 10_000, 1000, 5, 1000, 60, 600, 1000, 1.0, 17, (0, 100_000, 1_000_000), (1, 2, 4))
+QUICK = Sizes(1, 6000, 500, 400, 200, 1, 100, 4, 12, 150, 0.15, 5, (0, 20_000), (1, 2))
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ async def faults(bench: Bench) -> list[Bar]:
     sizes, bars = bench.sizes, []
     for name in FAULTS:
         bench.console.print(f"[dim]{name}[/dim]")
-        found = await survive(bench.server, name, sizes.fault_jobs, sizes.fault_scale)
+        found = await survive(bench.server, name, sizes.fault_jobs, sizes.fault_scale, sizes.fault_after_s)
         bars += [
             Bar(f"{name}: lost of {sizes.fault_jobs}", found["lost"], "", 0),
             Bar(f"{name}: ended twice", found["twice"], "", 0),

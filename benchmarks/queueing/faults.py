@@ -165,12 +165,16 @@ FAULTS: dict[str, tuple[Fault, float]] = {
 }
 
 
-async def survive(server: EmbeddedPostgres, name: str, jobs: int, scale: float = 1.0) -> dict[str, float]:
-    """What became of `jobs` jobs during a fault: lost, twice, back_s (seconds from its end to the old rate)."""
+async def survive(
+    server: EmbeddedPostgres, name: str, jobs: int, scale: float = 1.0, after_s: float = AFTER_S
+) -> dict[str, float]:
+    """What became of `jobs` jobs during a fault: lost, twice, back_s (seconds from its end to the old rate).
+
+    `scale` shortens the fault; a third is sent before it, and jobs are sent for `after_s` seconds when it has ended.
+    """
     fault, full_s = FAULTS[name]
     seconds = full_s * scale
-    # A third is sent before the fault, and enough after it for the old rate to be seen.
-    rate = jobs / (1.5 * (seconds + max(AFTER_S * scale, WINDOW_S + 3)))
+    rate = jobs / (1.5 * (seconds + after_s))
     async with AsyncExitStack() as stack:
         # Joining a server that runs gives its URL.
         url = await stack.enter_async_context(database(await asyncio.to_thread(server.start), "faults"))
