@@ -1,0 +1,211 @@
+"""The scheduler: requests with deadlines and shapes in, actions out. Pure: the clock comes with every call.
+
+It owns the line of waiting requests and knows what each lane has in hand. The pool tells it what happened, then asks
+`decide` what to do; a simulation with a clock of its own does just the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from aiworker.inference.choice import Choice, Offer, Release, Waiting, choose_batch
+from aiworker.inference.load import Flight, LaneLoad
+from aiworker.inference.shape import Shape
+from aiworker.inference.supervision import Verdict
+from aiworker.inference.timing import TimingBook
+from aiworker.inference.waiting import Line
+
+
+class Cause(StrEnum):
+    """Why a request was taken out of the line."""
+
+    DEADLINE_PASSED = "deadline_passed"
+    CANNOT_MAKE_IT = "cannot_make_it"
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send these requests to this lane as one batch."""
+
+    lane: int
+    batch: int
+    items: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOut:
+    """Tell the callers that these cannot be answered in time."""
+
+    items: tuple[int, ...]
+    cause: Cause
+
+
+Action = Dispatch | TakeOut
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """`seconds` is how long the batch took the lane up, `expected_s` how long it should have by what was learned.
+
+    `slack_s` is what the most urgent request of it had left at dispatch, by the cautious prediction.
+    """
+
+    lane: int
+    size: int
+    release: Release
+    expected_s: float
+    seconds: float
+    slack_s: float
+
+
+class Scheduler:
+    """`max_batch` bounds what one lane is given at a time, beside the cap that the lane's engine sets."""
+
+    def __init__(self, max_batch: int, times: TimingBook | None = None) -> None:
+        self.times = times or TimingBook()
+        self._max_batch = max_batch
+        self._line = Line()
+        self._lanes: dict[int, LaneLoad] = {}
+        self._batches = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no lane has."""
+        return len(self._line)
+
+    def load(self, lane: int) -> LaneLoad | None:
+        """None for a lane without a child that serves."""
+        return self._lanes.get(lane)
+
+    def submit(self, item: int, deadline_at: float, shape: Shape | None) -> None:
+        self._line.enter(Waiting(item, deadline_at, shape))
+
+    def withdraw(self, item: int) -> bool:
+        """Nobody waits for it any more. True when no lane had it."""
+        return self._line.forget(item)
+
+    def lane_up(self, lane: int, engine: str, pass_size: int, now: float) -> None:
+        """A child is loaded and warm."""
+        cap = max(1, min(pass_size, self._max_batch))
+        self._lanes[lane] = LaneLoad(lane, engine, cap, cap, now)
+
+    def lane_down(self, lane: int) -> tuple[int, ...]:
+        """The lane's child is gone; what it had goes back into the line. Returns the pictures that kill children.
+
+        The batch in work is under suspicion; the one behind it, if there is one, is not.
+        """
+        gone = self._lanes.pop(lane, None)
+        killers: list[int] = []
+        for position, flight in enumerate(gone.flights if gone else ()):
+            for item in sorted(flight.unanswered):
+                if position == 0:
+                    verdict = self._line.suspect(item, was_alone=flight.release is Release.ALONE)
+                    if verdict is Verdict.REJECT:
+                        killers.append(item)
+                        self._line.forget(item)
+                self._line.put_back(item)
+        return tuple(killers)
+
+    def drain(self, lane: int) -> None:
+        """The lane finishes what it has and gets nothing more."""
+        if lane in self._lanes:
+            self._lanes[lane].draining = True
+
+    def answered(self, lane: int, item: int) -> bool:
+        """True when the lane had it in hand, so that the answer is to be believed."""
+        for flight in self._lanes[lane].flights:
+            if item in flight.unanswered:
+                flight.unanswered.discard(item)
+                self._line.forget(item)
+                return True
+        return False
+
+    def starved(self, lane: int, item: int, now: float) -> bool:
+        """Not even alone did it find memory: it goes back into the line, and the lane rests a while. As `answered`."""
+        load = self._lanes[lane]
+        for flight in load.flights:
+            if item in flight.unanswered:
+                flight.unanswered.discard(item)
+                load.pause(now)
+                self._line.put_back(item)
+                return True
+        return False
+
+    def batch_done(self, lane: int, batch: int, decode_s: float, now: float) -> BatchReport | None:
+        """The lane has finished a batch. None when that is not so, and the child talks nonsense."""
+        load = self._lanes[lane]
+        if not load.flights or load.flights[0].batch != batch or (ended := load.finish(decode_s, now)) is None:
+            return None
+        flight, seconds = ended
+        size = len(flight.items)
+        self.times.observe(load.engine, flight.shape, size, seconds)
+        return BatchReport(lane, size, flight.release, flight.expected_s, seconds, flight.slack_s)
+
+    def decide(self, now: float) -> list[Action]:
+        """Takes late requests out, gives every idle lane work, and busy ones their next batch in time to decode it."""
+        actions: list[Action] = []
+        if late := self._line.late(now):
+            actions.append(self._take_out(late, Cause.DEADLINE_PASSED))
+        for lane in self._idle(now):
+            self._give(lane, now, actions)
+        for lane in self._lanes.values():
+            if self._line and lane.prefetches_at() <= now:
+                self._give(lane, now, actions)
+        return actions
+
+    def next_at(self, now: float) -> float | None:
+        """When to ask again although nothing happens; None when there is nothing to wait for."""
+        if not self._line:
+            return None
+        moments = [self._line.waiting[0].deadline_at]
+        for lane in self._lanes.values():
+            moments += [lane.prefetches_at(), lane.paused_until]
+        return min((moment for moment in moments if moment > now), default=None)
+
+    def _idle(self, now: float) -> list[LaneLoad]:
+        """Those that could start now, the fastest first."""
+        idle = [lane for lane in self._lanes.values() if lane.idle(now)]
+        return sorted(idle, key=lambda lane: self.times.of(lane.engine, None).mean(1)) if len(idle) > 1 else idle
+
+    def _give(self, lane: LaneLoad, now: float, actions: list[Action]) -> None:
+        if not self._line:
+            return
+        serving = [each for each in self._lanes.values() if not each.draining]
+
+        def earliest(shape: Shape | None) -> float:
+            return min(each.free_at(now) + self.times.of(each.engine, shape).bound(1) for each in serving)
+
+        offer = Offer(
+            starts_at=lane.free_at(now),
+            cap=lane.cap,
+            predict=lambda shape, size: self.times.of(lane.engine, shape).bound(size),
+            earliest=earliest,
+            idle_lanes=sum(each.idle(now) for each in serving),
+            lanes=len(serving),
+            at_work=bool(lane.flights),
+        )
+        choice = choose_batch(self._line.waiting, offer)
+        if choice.given_up:
+            actions.append(self._take_out(choice.given_up, Cause.CANNOT_MAKE_IT))
+        if choice.batch:
+            actions.append(self._dispatch(lane, choice, offer.starts_at, now))
+
+    def _dispatch(self, lane: LaneLoad, choice: Choice, starts_at: float, now: float) -> Dispatch:
+        self._batches += 1
+        leader = self._line.known(choice.batch[0])
+        shape = leader.shape if leader else None
+        slack_s = (leader.deadline_at if leader else now) - starts_at - choice.predicted_s
+        expected_s = self.times.of(lane.engine, shape).mean(len(choice.batch))
+        lane.flights.append(
+            Flight(self._batches, choice.batch, shape, choice.release, expected_s, slack_s, now, set(choice.batch))
+        )
+        for item in choice.batch:
+            self._line.take(item)
+        return Dispatch(lane.index, self._batches, choice.batch)
+
+    def _take_out(self, items: Sequence[int], cause: Cause) -> TakeOut:
+        for item in items:
+            self._line.forget(item)
+        return TakeOut(tuple(items), cause)
