@@ -13,7 +13,7 @@
     │   │   └── PromptBlocked, AnswerBlocked, LocalOnly
     │   ├── ProviderMisconfigured    not before somebody mends it
     │   │   └── KeyRejected, ModelNotFound, ModelCannotSee, RequestRejected
-    │   ├── AnswerInvalid            another try may do better
+    │   ├── AnswerInvalid            another try may do better, but for AnswerLeaks
     │   │   └── AnswerTruncated, AnswerEmpty, AnswerLeaks
     │   └── NoProvider               nobody could be asked in time
     ├── InferenceUnavailable     no child can take the image now
@@ -228,9 +228,10 @@ class AnswerEmpty(AnswerInvalid):
 
 
 class AnswerLeaks(AnswerInvalid):
-    """The answer quotes its own instructions."""
+    """The answer quotes its own instructions, as a text that asks for them can bring a model to do."""
 
     code = "answer_leaks"
+    retryable = False
 
 
 class NoProvider(ProviderError):
@@ -248,6 +249,7 @@ class NoProvider(ProviderError):
             ModelNotFound,
             ModelCannotSee,
             RequestRejected,
+            AnswerLeaks,
         )
     }
 

@@ -14,6 +14,7 @@ from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import AnswerInvalid, ProviderError, ProviderTimeout, ProviderUnreachable, StreamBroken
 
 CONNECT_S = 3.0
+CONNECT_SHARE = 0.25
 FIRST_TOKEN_SHARE = 0.8
 MAX_LINE = 1 << 20
 MAX_BODY = 8 << 20
@@ -73,7 +74,7 @@ class Http:
         phase = "first_token"
         lines = Lines(self._provider)
         try:
-            async with asyncio.timeout(limit) as clock, self._request("POST", path, body) as response:
+            async with asyncio.timeout(limit) as clock, self._request("POST", path, body, deadline) as response:
                 await self._check(response)
                 async for chunk in response.content.iter_any():
                     if phase == "first_token":
@@ -89,7 +90,7 @@ class Http:
     async def json(self, method: str, path: str, body: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         """One JSON object. Raises ProviderError."""
         try:
-            async with asyncio.timeout(deadline.remaining()), self._request(method, path, body) as response:
+            async with asyncio.timeout(deadline.remaining()), self._request(method, path, body, deadline) as response:
                 await self._check(response)
                 raw = await _read(response, MAX_BODY)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -102,12 +103,11 @@ class Http:
             self._session = None
 
     def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None
+        self, method: str, path: str, body: Mapping[str, Any] | None, deadline: Deadline
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, force_close=not self._keep_connections),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 trust_env=False,
             )
         return self._session.request(
@@ -116,6 +116,7 @@ class Http:
             data=None if body is None else orjson.dumps(body),
             headers=self._headers if body is None else self._headers | _JSON,
             allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_limit(deadline.remaining())),
         )
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:
@@ -131,6 +132,11 @@ class Http:
             return ProviderUnreachable("cannot connect", provider=self._provider, phase="connect")
         note = f"the connection broke ({type(error).__name__})"
         return StreamBroken(note, provider=self._provider, phase=phase)
+
+
+def connect_limit(remaining_s: float) -> float:
+    """Seconds that a connection may take to stand: a server that is there answers at once."""
+    return max(0.05, min(CONNECT_S, remaining_s * CONNECT_SHARE))
 
 
 def json_object(raw: bytes, provider: str) -> dict[str, Any]:

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from aiworker.domain.completion import Completion, FinishReason, PromptRequest
+from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import (
-    AnswerEmpty,
     ModelCannotSee,
     ModelNotFound,
     ProviderError,
-    ProviderMisconfigured,
-    ProviderRateLimited,
-    ProviderUnavailable,
     RequestRejected,
-    StreamBroken,
 )
 from aiworker.llm.answering import ask_checked
-from aiworker.llm.http import Http, json_object
+from aiworker.llm.http import Http
+from aiworker.llm.ollama_chat import ChatStream, chat_body
+from aiworker.llm.ollama_errors import NAME, error_of
 from aiworker.llm.pictures import Pictures, pixels_read
-from aiworker.llm.structured import schema_of
+from aiworker.llm.structured import Said
 
-NAME = "ollama"
 _SHOWN_TTL_S = 300.0
-_BUSY_RETRY_S = 1.0
-_NS_PER_MS = 1e6
-# Ollama answers 500 to these although trying again cannot help.
-_PERMANENT = re.compile(
-    r"invalid format|^option |must be of type|does not support|unknown format|invalid image|failed to parse", re.I
-)
-_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +86,14 @@ class OllamaModel:
             images = await self._pictures.prepare(request.images, shown.pixels)
             request = dataclasses.replace(request, images=images)
 
-        async def ask(request: PromptRequest, deadline: Deadline) -> Completion:
+        if request.tools and not shown.can("tools"):
+            raise RequestRejected("the model does not take tools: set OLLAMA_MODEL to one that does", provider=NAME)
+
+        async def ask(request: PromptRequest, deadline: Deadline) -> Said:
             body = chat_body(request, model, self._num_ctx, self._keep_alive, thinks=shown.says("thinking"))
             answer = ChatStream(model)
             await self._http.post_lines("/api/chat", body, deadline, answer.feed)
-            return answer.completion()
+            return answer.said()
 
         return await ask_checked(ask, request, deadline)
 
@@ -139,104 +127,3 @@ class OllamaModel:
         shown = shown_of(await self._http.json("POST", "/api/show", {"model": model}, deadline))
         self._shown[model] = (time.monotonic() + _SHOWN_TTL_S, shown)
         return shown
-
-
-def chat_body(request: PromptRequest, model: str, num_ctx: int, keep_alive: str, *, thinks: bool) -> dict[str, Any]:
-    """The body of `/api/chat`. The schema is in the system prompt too: the grammar hides it from the model."""
-    options: dict[str, Any] = {
-        "num_ctx": num_ctx,
-        "num_predict": request.max_tokens,
-        "temperature": request.temperature,
-    }
-    if request.seed is not None:
-        options["seed"] = request.seed
-    body: dict[str, Any] = {"model": model, "stream": True, "keep_alive": keep_alive, "options": options}
-    system = request.system
-    if request.answer is not None:
-        body["format"] = schema_of(request.answer, "ollama")
-        system += f"\n\nResponda só com JSON que siga este esquema:\n{orjson.dumps(body['format']).decode()}"
-    if thinks:
-        body["think"] = False
-    body["messages"] = _messages(request, system)
-    return body
-
-
-def _messages(request: PromptRequest, system: str) -> list[dict[str, Any]]:
-    last: dict[str, Any] = {"role": "user", "content": request.prompt}
-    if request.images:
-        last["images"] = [base64.b64encode(image).decode() for image in request.images]
-    history = [{"role": turn.role, "content": turn.text} for turn in request.history]
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, *history, last]
-
-
-class ChatStream:
-    """Collects the lines of one streamed answer."""
-
-    def __init__(self, model: str) -> None:
-        self._model = model
-        self._pieces: list[str] = []
-        self._last: dict[str, Any] | None = None
-
-    def feed(self, line: bytes) -> None:
-        """Raises ProviderError for an `error` line or for a line that is not JSON."""
-        item = json_object(line, NAME)
-        if "error" in item:
-            raise _error_of_text(200, str(item["error"]))
-        message = item.get("message")
-        if isinstance(message, dict):
-            self._pieces.append(str(message.get("content") or ""))
-        if item.get("done"):
-            self._last = item
-
-    def completion(self) -> Completion:
-        """Raises StreamBroken where the stream ended before its `done` line."""
-        if self._last is None:
-            raise StreamBroken("the stream ended early", provider=NAME, phase="total")
-        finish = _FINISH.get(str(self._last.get("done_reason", "stop")))
-        if finish is None:
-            raise AnswerEmpty("the model was loaded or unloaded instead of asked", provider=NAME)
-        load, prompt, answer = (self._ms(f"{part}_duration") for part in ("load", "prompt_eval", "eval"))
-        return Completion(
-            text="".join(self._pieces),
-            provider=NAME,
-            model=self._model,
-            finish=finish,
-            prompt_tokens=int(self._number("prompt_eval_count")),
-            answer_tokens=int(self._number("eval_count")),
-            wait_ms=max(0.0, self._ms("total_duration") - load - prompt - answer),
-            load_ms=load,
-            prompt_ms=prompt,
-            answer_ms=answer,
-        )
-
-    def _ms(self, key: str) -> float:
-        return self._number(key) / _NS_PER_MS
-
-    def _number(self, key: str) -> float:
-        value = (self._last or {}).get(key)
-        return float(value) if isinstance(value, int | float) else 0.0
-
-
-def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderError:
-    """The typed error of an answer that is not 200. Ollama's own text decides but is not kept: it may quote input."""
-    try:
-        item = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        item = None
-    text = str(item.get("error", "")) if isinstance(item, dict) else ""
-    return _error_of_text(status, text)
-
-
-def _error_of_text(status: int, text: str) -> ProviderError:
-    if status == 404 and "not found" in text:
-        return ModelNotFound("model not pulled: run `aiworker models pull`", provider=NAME, status=status)
-    if status == 429 or (status == 503 and "busy" in text):
-        return ProviderRateLimited("the server is busy", provider=NAME, retry_after=_BUSY_RETRY_S, status=status)
-    if status in (401, 403):
-        return ProviderMisconfigured("the server wants a login: check OLLAMA_URL", provider=NAME, status=status)
-    if _PERMANENT.search(text) or (300 <= status < 500 and status not in (408, 499)):
-        return RequestRejected("the server refuses the request as it is", provider=NAME, status=status)
-    if status == 200:
-        return StreamBroken("the server broke off its answer", provider=NAME, status=status)
-    return ProviderUnavailable("the server failed", provider=NAME, status=status)

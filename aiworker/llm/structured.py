@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from aiworker.domain.completion import PromptRequest, Turn
+from aiworker.domain.completion import Completion, PromptRequest, Tool, ToolCall, Turn
 
 Dialect = Literal["ollama", "gemini"]
 Schema = dict[str, Any]
@@ -40,6 +42,8 @@ _SCHEMAS = frozenset({"items", "additionalProperties"})
 _RENAMED = {"oneOf": "anyOf", "exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 
 _THINKING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+# Where the model's template opens the thinking itself, only its end is in the answer.
+_THINKING_ENDS = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL)
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 _SHOWN_ANSWER = 4000
 _SHOWN_PROBLEMS = 10
@@ -53,10 +57,31 @@ class AnswerMistake(Exception):
         self.problems = problems
 
 
+@dataclass(frozen=True, slots=True)
+class RawCall:
+    """A function that a model asks for, as it came."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(repr=False)
+    opaque: str = field(default="", repr=False)
+
+
+class Said(NamedTuple):
+    """A provider's answer before anything of it is checked."""
+
+    completion: Completion
+    calls: tuple[RawCall, ...] = ()
+
+
 def schema_of(model: type[BaseModel], dialect: Dialect) -> Schema:
     """`model`'s JSON schema in `dialect`, without references. Raises ValueError for a model that contains itself."""
     full = model.model_json_schema(by_alias=True, mode="validation")
     return _translated(full, full.get("$defs", {}), dialect, ())
+
+
+def schema_hint(schema: Schema) -> str:
+    """What a system prompt says of the schema, where the model does not see it or nothing enforces it."""
+    return f"\n\nResponda só com JSON que siga este esquema:\n{orjson.dumps(schema).decode()}"
 
 
 def _translated(schema: Schema, defs: Schema, dialect: Dialect, inside: tuple[str, ...]) -> Schema:
@@ -89,15 +114,15 @@ def _translated_value(keyword: str, value: Any, defs: Schema, dialect: Dialect, 
 
 def answer_text(text: str) -> str:
     """`text` without thinking blocks."""
-    return _THINKING.sub("", text).strip()
+    return _THINKING_ENDS.sub("", _THINKING.sub("", text)).strip()
 
 
 def json_text(text: str) -> str:
     """The JSON in a model's answer: thinking, code fences and words around it are left out."""
     text = answer_text(text)
-    if text.startswith(("{", "[")):
+    if text.startswith("["):
         return text
-    fenced = _FENCE.search(text)
+    fenced = None if text.startswith("{") else _FENCE.search(text)
     if fenced:
         return fenced.group(1).strip()
     start, end = text.find("{"), text.rfind("}")
@@ -113,17 +138,38 @@ def parse_answer(model: type[BaseModel], text: str) -> BaseModel:
     except orjson.JSONDecodeError:
         raise AnswerMistake(("the answer is not valid JSON",)) from None
     except ValidationError as error:
-        found = error.errors(include_input=False, include_url=False, include_context=False)
-        lines = (f"{'.'.join(str(part) for part in item['loc']) or 'answer'}: {item['msg']}" for item in found)
-        raise AnswerMistake(tuple(lines)) from None
+        raise AnswerMistake(_lines(error, "answer")) from None
 
 
-def repair_request(request: PromptRequest, answer: str, mistake: AnswerMistake) -> PromptRequest:
+def parse_calls(tools: tuple[Tool, ...], calls: tuple[RawCall, ...]) -> tuple[ToolCall, ...]:
+    """The calls with their arguments as values of the tools' models. Raises AnswerMistake, also for an unknown name."""
+    known = {tool.name: tool for tool in tools}
+    parsed = []
+    for call in calls:
+        if call.name not in known:
+            raise AnswerMistake((f"there is no such function; there are {', '.join(known)}",))
+        try:
+            arguments = known[call.name].arguments.model_validate(call.arguments)
+        except ValidationError as error:
+            raise AnswerMistake(_lines(error, call.name)) from None
+        parsed.append(ToolCall(call.name, arguments, call.opaque))
+    return tuple(parsed)
+
+
+def _lines(error: ValidationError, whole: str) -> tuple[str, ...]:
+    found = error.errors(include_input=False, include_url=False, include_context=False)
+    return tuple(f"{'.'.join(str(part) for part in item['loc']) or whole}: {item['msg']}" for item in found)
+
+
+def repair_request(request: PromptRequest, said: Said, mistake: AnswerMistake) -> PromptRequest:
     """`request` again, after the model's own answer and what was wrong with it."""
     problems = "\n".join(f"- {problem}" for problem in mistake.problems[:_SHOWN_PROBLEMS])
-    said = answer_text(answer)[:_SHOWN_ANSWER] or "(vazio)"
+    calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in said.calls]
+    shown = answer_text(said.completion.text) or (orjson.dumps(calls).decode() if calls else "(vazio)")
+    asked = (Turn("user", request.prompt),) if request.prompt else ()
+    ending = "só com o JSON corrigido." if request.answer is not None else "sem esse erro."
     return dataclasses.replace(
         request,
-        history=(*request.history, Turn("user", request.prompt), Turn("assistant", said)),
-        prompt=f"Sua resposta não segue o formato pedido:\n{problems}\nResponda de novo, só com o JSON corrigido.",
+        history=(*request.history, *asked, Turn("assistant", shown[:_SHOWN_ANSWER])),
+        prompt=f"Sua resposta não serve:\n{problems}\nResponda de novo, {ending}",
     )

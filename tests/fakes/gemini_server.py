@@ -64,6 +64,9 @@ class FakeGemini(FakeLlmServer):
         if reply.body is not None:
             await response.write(_event(reply.body))
             return response
+        for name, arguments in reply.calls:
+            part = {"functionCall": {"name": name, "args": arguments}, "thoughtSignature": "c2lnbmVk"}
+            await response.write(_event({"candidates": [{"content": {"parts": [part], "role": "model"}, "index": 0}]}))
         pieces, finish = self._pieces(body, reply)
         for index, piece in enumerate(pieces):
             if index == reply.cut_after and request.transport:
@@ -82,7 +85,7 @@ class FakeGemini(FakeLlmServer):
         return response
 
     def _pieces(self, body: Body, reply: Reply) -> tuple[list[str], str]:
-        text = reply.text if reply.text is not None else self._text(body)
+        text = reply.text if reply.text is not None else "" if reply.calls else self._text(body)
         pieces = re.findall(r".{1,12}", text, re.DOTALL) or [""]
         limit = body.get("generationConfig", {}).get("maxOutputTokens", len(pieces))
         cut = limit < len(pieces)

@@ -20,7 +20,8 @@ class Reply:
 
     `before` and `after_first` are awaited before the first token and after it: an event that nobody sets is a hang.
     After `cut_after` tokens the connection is aborted; `garbage_after` sends a line that is not JSON instead of a
-    token, `error_after` an error inside the stream. `status` other than 200 answers `body` at once.
+    token, `error_after` an error inside the stream; `calls` are
+    the functions that it asks for, after its text. `status` other than 200 answers `body` at once.
     """
 
     text: str | None = None
@@ -33,6 +34,7 @@ class Reply:
     cut_after: int | None = None
     garbage_after: int | None = None
     error_after: int | None = None
+    calls: tuple[tuple[str, dict[str, Any]], ...] = ()
     error: Any = "llama runner process has terminated"
     token_s: float = 0.0
 

@@ -156,12 +156,17 @@ class FakeOllama(FakeLlmServer):
             await asyncio.sleep(reply.token_s)
             if index == 0:
                 await self._wait(reply.after_first)
+        if reply.calls:
+            calls = [{"function": {"name": name, "arguments": arguments}} for name, arguments in reply.calls]
+            item = _item(body, "") | {"done": False}
+            item["message"] |= {"tool_calls": calls}
+            await response.write(_line(item))
         if await _disturb(request, response, reply, len(tokens)):
             await response.write(_line(_item(body, "") | end))
         return response
 
     def _tokens(self, body: Body, reply: Reply) -> tuple[list[str], str]:
-        text = reply.text if reply.text is not None else self._text(body)
+        text = reply.text if reply.text is not None else "" if reply.calls else self._text(body)
         tokens = re.findall(r"\s*\w+|\s*[^\w\s]|\s+", text)
         limit = body.get("options", {}).get("num_predict", -1)
         cut = 0 <= limit < len(tokens)

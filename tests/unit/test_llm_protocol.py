@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -10,9 +11,9 @@ from fakes.gemini_server import bad_key_details, error_body, quota_details
 from fakes.ollama_server import RECORDINGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from aiworker.domain.completion import Completion, PromptRequest, Turn
+from aiworker.domain.completion import Completion, PromptRequest, Tool, ToolCall, Turn
 from aiworker.domain.errors import (
     AnswerBlocked,
     AnswerEmpty,
@@ -29,8 +30,9 @@ from aiworker.domain.errors import (
     RequestRejected,
     StreamBroken,
 )
-from aiworker.llm import gemini, gemini_errors, ollama
-from aiworker.llm.http import MAX_BODY, MAX_LINE, Lines
+from aiworker.llm import gemini_errors, gemini_generate, ollama_chat, ollama_errors
+from aiworker.llm.http import CONNECT_S, MAX_BODY, MAX_LINE, Lines, connect_limit
+from aiworker.llm.structured import RawCall
 
 JPEG = b"\xff\xd8\xff\xe0rest"
 
@@ -55,10 +57,10 @@ def recording(name: str) -> dict[str, Any]:
 
 
 def ollama_completion(lines: list[dict[str, Any]]) -> Completion:
-    stream = ollama.ChatStream("smollm2:135m")
+    stream = ollama_chat.ChatStream("smollm2:135m")
     for item in lines:
         stream.feed(item["line"].encode())
-    return stream.completion()
+    return stream.said().completion
 
 
 def test_ollama_stream_as_recorded() -> None:
@@ -85,7 +87,7 @@ def test_ollama_stream_as_recorded() -> None:
 )
 def test_ollama_recorded_errors_are_typed(name: str, error: type[ProviderError], retryable: bool) -> None:
     recorded = recording(name)
-    caught = ollama.error_of(recorded["status"], recorded["lines"][0]["line"].encode(), {})
+    caught = ollama_errors.error_of(recorded["status"], recorded["lines"][0]["line"].encode(), {})
     assert type(caught) is error
     assert (caught.retryable, caught.provider, caught.details["status"]) == (retryable, "ollama", recorded["status"])
     assert ("models pull" in caught.note) == name.startswith("chat_missing")
@@ -105,7 +107,7 @@ def test_ollama_recorded_errors_are_typed(name: str, error: type[ProviderError],
     ],
 )
 def test_ollama_other_errors(status: int, text: str, error: type[ProviderError]) -> None:
-    caught = ollama.error_of(status, json.dumps({"error": text}).encode(), {})
+    caught = ollama_errors.error_of(status, json.dumps({"error": text}).encode(), {})
     assert type(caught) is error
     assert not text or text not in str(caught)
 
@@ -120,23 +122,23 @@ def test_ollama_lines_that_are_no_answer(name: str, error: type[ProviderError]) 
 
 
 def test_ollama_stream_without_end_or_with_garbage() -> None:
-    stream = ollama.ChatStream("m")
+    stream = ollama_chat.ChatStream("m")
     stream.feed(b'{"message":{"content":"a"},"done":false}')
     with pytest.raises(ProviderUnavailable):
-        stream.completion()
+        stream.said()
     for garbage in (b"<html>", b"[]", b"\xff\xfe", b"1"):
         with pytest.raises(ProviderUnavailable):
             stream.feed(garbage)
 
 
 def test_ollama_body() -> None:
-    body = ollama.chat_body(REQUEST, "m", 4096, "30m", thinks=True)
+    body = ollama_chat.chat_body(REQUEST, "m", 4096, "30m", thinks=True)
     assert body["options"] == {"num_ctx": 4096, "num_predict": 1024, "temperature": 0.2, "seed": 7}
     assert (body["stream"], body["keep_alive"], body["think"]) == (True, "30m", False)
     assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "user"]
     assert body["messages"][-1]["images"] == ["/9j/4HJlc3Q="]
     assert "format" not in body
-    plain = ollama.chat_body(PromptRequest("t", "", "p", (), answer=Answer), "m", 512, "1m", thinks=False)
+    plain = ollama_chat.chat_body(PromptRequest("t", "", "p", (), answer=Answer), "m", 512, "1m", thinks=False)
     assert "think" not in plain
     assert "seed" not in plain["options"]
     assert plain["format"]["required"] == ["n"]
@@ -145,7 +147,7 @@ def test_ollama_body() -> None:
 
 def test_gemini_body() -> None:
     request = PromptRequest("t", "sistema", "p", (), history=REQUEST.history, images=(JPEG,), answer=Answer, seed=3)
-    body = gemini.generate_body(request, "gemini-2.5-flash")
+    body = gemini_generate.generate_body(request, "gemini-2.5-flash")
     assert [turn["role"] for turn in body["contents"]] == ["user", "model", "user"]
     assert body["contents"][-1]["parts"] == [
         {"inlineData": {"mimeType": "image/jpeg", "data": "/9j/4HJlc3Q="}},
@@ -160,15 +162,111 @@ def test_gemini_body() -> None:
         "responseMimeType": "application/json",
         "responseJsonSchema": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
     }
-    bare = gemini.generate_body(PromptRequest("t", "", "p", ()), "gemini-9")
+    bare = gemini_generate.generate_body(PromptRequest("t", "", "p", ()), "gemini-9")
     assert set(bare) == {"contents", "generationConfig"}
     assert set(bare["generationConfig"]) == {"temperature", "maxOutputTokens"}
 
 
+class Weigh(BaseModel):
+    """How much of a food."""
+
+    food: str = Field(max_length=80)
+    grams: float = Field(gt=0)
+
+
+TOOL = Tool("weigh", "Pesa um alimento.", Weigh)
+CONVERSATION = PromptRequest(
+    "test",
+    "sistema",
+    "",
+    ("ollama",),
+    history=(
+        Turn("user", "quanto pesa?"),
+        Turn("assistant", "", calls=(ToolCall("weigh", Weigh(food="ovo", grams=50), "c2ln"),)),
+        Turn("tool", "50 g", tool="weigh"),
+    ),
+    answer=Answer,
+    tools=(TOOL,),
+)
+PARAMETERS = {
+    "type": "object",
+    "description": "How much of a food.",
+    "properties": {"food": {"type": "string"}, "grams": {"type": "number", "minimum": 0}},
+    "required": ["food", "grams"],
+}
+
+
+def test_ollama_tools() -> None:
+    body = ollama_chat.chat_body(CONVERSATION, "m", 4096, "30m", thinks=False)
+    function = {"name": "weigh", "description": "Pesa um alimento.", "parameters": PARAMETERS}
+    assert body["tools"] == [{"type": "function", "function": function}]
+    assert "format" not in body
+    system, _, asked, given = body["messages"]
+    assert '"required":["n"]' in system["content"]
+    assert asked["tool_calls"] == [{"function": {"name": "weigh", "arguments": {"food": "ovo", "grams": 50.0}}}]
+    assert given == {"role": "tool", "content": "50 g", "tool_name": "weigh"}
+    stream = ollama_chat.ChatStream("m")
+    stream.feed(
+        b'{"message":{"role":"assistant","content":"","tool_calls":'
+        b'[{"function":{"name":"weigh","arguments":{"food":"ovo"}}}]},"done":false}'
+    )
+    stream.feed(b'{"message":{"content":""},"done":true,"done_reason":"stop"}')
+    assert stream.said().calls == (RawCall("weigh", {"food": "ovo"}),)
+
+
+def test_gemini_tools() -> None:
+    body = gemini_generate.generate_body(CONVERSATION, "gemini-2.5-flash")
+    (declared,) = body["tools"][0]["functionDeclarations"]
+    assert declared == {"name": "weigh", "description": "Pesa um alimento.", "parametersJsonSchema": PARAMETERS}
+    assert "responseJsonSchema" not in body["generationConfig"]
+    assert '"required":["n"]' in body["systemInstruction"]["parts"][0]["text"]
+    assert [turn["role"] for turn in body["contents"]] == ["user", "model", "user"]
+    call = {"name": "weigh", "args": {"food": "ovo", "grams": 50.0}}
+    assert body["contents"][1]["parts"] == [{"functionCall": call, "thoughtSignature": "c2ln"}]
+    result = {"name": "weigh", "response": {"result": "50 g"}}
+    assert body["contents"][2]["parts"] == [{"functionResponse": result}]
+    said = gemini_stream(
+        {
+            "candidates": [
+                {"content": {"parts": [{"functionCall": call, "thoughtSignature": "x"}]}, "finishReason": "STOP"}
+            ]
+        }
+    ).said()
+    assert said.calls == (RawCall("weigh", {"food": "ovo", "grams": 50.0}, "x"),)
+
+
+KEYS = (
+    *("candidates", "content", "parts", "text", "functionCall", "args", "usageMetadata", "promptFeedback", "error"),
+    *("finishReason", "message", "tool_calls", "function", "name", "done", "done_reason", "eval_count"),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(KEYS),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["candidates", "message", "done", "error", "x"]), JSON), max_size=3))
+@settings(deadline=None)
+def test_whatever_a_server_sends_only_typed_errors_come_out(items: list[Any]) -> None:
+    for stream in (ollama_chat.ChatStream("m"), gemini_generate.GenerateStream("gemini-2.5-flash")):
+        with contextlib.suppress(ProviderError):
+            for item in items:
+                stream.feed(b"data:" * isinstance(stream, gemini_generate.GenerateStream) + json.dumps(item).encode())
+            stream.said()
+
+
 def test_gemini_cost_by_longest_name() -> None:
-    assert gemini.cost_usd("gemini-2.5-flash", 1_000_000, 1_000_000) == pytest.approx(2.80)
-    assert gemini.cost_usd("gemini-2.5-flash-lite-preview", 1_000_000, 1_000_000) == pytest.approx(0.50)
-    assert gemini.cost_usd("palm-2", 10, 10) == 0
+    assert gemini_generate.cost_usd("gemini-2.5-flash", 1_000_000, 1_000_000) == pytest.approx(2.80)
+    assert gemini_generate.cost_usd("gemini-2.5-flash-lite-preview", 1_000_000, 1_000_000) == pytest.approx(0.50)
+    assert gemini_generate.cost_usd("palm-2", 10, 10) == 0
 
 
 RATE = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerMinutePerProject", "53s"))
@@ -229,8 +327,8 @@ def test_gemini_messages_do_not_reach_the_error() -> None:
     assert "secret" not in repr(vars(gemini_errors.error_of(400, raw, {})))
 
 
-def gemini_stream(*events: Any) -> gemini.GenerateStream:
-    stream = gemini.GenerateStream("gemini-2.5-flash")
+def gemini_stream(*events: Any) -> gemini_generate.GenerateStream:
+    stream = gemini_generate.GenerateStream("gemini-2.5-flash")
     for event in events:
         stream.feed(b"data: " + json.dumps(event).encode())
     return stream
@@ -247,7 +345,7 @@ def test_gemini_stream_joins_pieces_and_counts_thinking() -> None:
     stream = gemini_stream(thought, candidate(None, "a"), candidate("STOP", "b", "c") | usage)
     stream.feed(b": comment")
     stream.feed(b"event: x")
-    completion = stream.completion()
+    completion = stream.said().completion
     assert (completion.text, completion.finish) == ("abc", "stop")
     assert (completion.prompt_tokens, completion.answer_tokens) == (10, 10)
     assert completion.cost_usd == pytest.approx((10 * 0.3 + 10 * 2.5) / 1e6)
@@ -274,7 +372,7 @@ def test_gemini_stream_joins_pieces_and_counts_thinking() -> None:
 )
 def test_gemini_streams_that_are_no_answer(events: list[Any], error: type[ProviderError]) -> None:
     with pytest.raises(error) as caught:
-        gemini_stream(*events).completion()
+        gemini_stream(*events).said()
     assert type(caught.value) is error
 
 
@@ -295,3 +393,10 @@ def test_lines_have_limits() -> None:
         splitter.feed(b"x" * (MAX_LINE - 1) + b"\n")
     with pytest.raises(AnswerInvalid):
         splitter.feed(b"x\n")
+
+
+@given(st.floats(0, 3600))
+def test_a_connection_gets_a_share_of_the_time_left(remaining_s: float) -> None:
+    limit = connect_limit(remaining_s)
+    assert 0 < limit <= CONNECT_S
+    assert limit <= max(0.05, remaining_s / 4)

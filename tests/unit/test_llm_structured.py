@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, create_model
 
-from aiworker.domain.completion import PromptRequest, Turn
+from aiworker.domain.completion import Completion, PromptRequest, Tool, ToolCall, Turn
 from aiworker.llm.structured import (
     AnswerMistake,
+    RawCall,
+    Said,
     answer_text,
     json_text,
     parse_answer,
+    parse_calls,
     repair_request,
     schema_of,
 )
@@ -134,6 +137,8 @@ class Answer(BaseModel):
         '<think>{"n": 9}</think>{"n": 1}',
         '<thinking>\n{"n": 9}\n</thinking>\n```json\n{"n": 1}```',
         'Aqui está: {"n": 1}. Bom apetite!',
+        '{"n": 1}\n\nBom apetite!',
+        'O usuário quer n. {"n": 9}\n</think>\n\n{"n": 1}',
     ],
 )
 def test_json_is_found_in_what_models_say(text: str) -> None:
@@ -174,7 +179,28 @@ def test_repair_shows_the_model_its_own_mistake() -> None:
     request = PromptRequest(
         "p", "system", "question", ("ollama",), history=(Turn("user", "a"),), images=(b"x",), answer=Answer
     )
-    repaired = repair_request(request, '<think>hm</think>{"n": 11}', AnswerMistake(("n: too large",)))
+    said = Said(Completion('<think>hm</think>{"n": 11}', "ollama", "m", "stop"))
+    repaired = repair_request(request, said, AnswerMistake(("n: too large",)))
     assert repaired.history == (Turn("user", "a"), Turn("user", "question"), Turn("assistant", '{"n": 11}'))
     assert "n: too large" in repaired.prompt
     assert (repaired.system, repaired.images, repaired.answer) == ("system", (b"x",), Answer)
+
+
+def test_calls_are_checked_against_their_tools() -> None:
+    tools = (Tool("count", "Conta.", Answer),)
+    assert parse_calls(tools, (RawCall("count", {"n": 3}, "x"),)) == (ToolCall("count", Answer(n=3), "x"),)
+    for call, problem in (
+        (RawCall("count", {"n": 11}), "n: Input should be less than or equal to 10"),
+        (RawCall("rm", {}), "there is no such function; there are count"),
+    ):
+        with pytest.raises(AnswerMistake) as caught:
+            parse_calls(tools, (call,))
+        assert caught.value.problems == (problem,)
+
+
+def test_repair_shows_a_wrong_call() -> None:
+    request = PromptRequest("p", "s", "", ("ollama",), history=(Turn("user", "a"),))
+    said = Said(Completion("", "ollama", "m", "stop"), (RawCall("rm", {"n": 1}),))
+    repaired = repair_request(request, said, AnswerMistake(("there is no such function",)))
+    assert repaired.history[1:] == (Turn("assistant", '[{"name":"rm","arguments":{"n":1}}]'),)
+    assert "no such function" in repaired.prompt

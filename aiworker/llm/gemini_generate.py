@@ -1,0 +1,198 @@
+"""What is sent to Gemini's `streamGenerateContent` and what comes back, event by event. No I/O."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from aiworker.domain.completion import Completion, FinishReason, PromptRequest, Tool, ToolCall, Turn
+from aiworker.domain.errors import AnswerBlocked, AnswerEmpty, AnswerInvalid, PromptBlocked, StreamBroken
+from aiworker.llm.gemini_errors import NAME, enum_name, error_of_item
+from aiworker.llm.http import json_object
+from aiworker.llm.structured import RawCall, Said, schema_hint, schema_of
+
+_T = TypeVar("_T")
+
+_FINISH: dict[str, FinishReason] = {"STOP": "stop", "MAX_TOKENS": "length"}
+_BLOCKED = frozenset(
+    [
+        "SAFETY",
+        "RECITATION",
+        "LANGUAGE",
+        "BLOCKLIST",
+        "PROHIBITED_CONTENT",
+        "SPII",
+        "IMAGE_SAFETY",
+        "IMAGE_PROHIBITED_CONTENT",
+    ]
+)
+# Dollars per million tokens (prompt, answer with thinking), paid tier up to 200k tokens of prompt, from
+# ai.google.dev/gemini-api/docs/pricing as quoted in April 2026. The longest prefix of the name wins; others cost 0.
+_PRICES: dict[str, tuple[float, float]] = {
+    "gemini-2.5-flash-lite": (0.10, 0.40),
+    "gemini-2.5-flash": (0.30, 2.50),
+    "gemini-2.5-pro": (1.25, 10.00),
+    "gemini-3-flash": (0.50, 3.00),
+}
+# Thinking costs seconds and eats the answer's tokens. Flash can do without; 128 is the least that Pro takes.
+_THINKING_BUDGET: dict[str, int] = {"gemini-2.5-flash": 0, "gemini-2.5-pro": 128}
+
+
+def generate_body(request: PromptRequest, model: str) -> dict[str, Any]:
+    """The body of `streamGenerateContent`; JPEGs come before the text, as Google advises for one
+    image."""
+    thinking = _longest_prefix(_THINKING_BUDGET, model)
+    config: dict[str, Any] = {
+        "temperature": request.temperature,
+        "maxOutputTokens": request.max_tokens + (thinking or 0),
+    }
+    if thinking is not None:
+        config["thinkingConfig"] = {"thinkingBudget": thinking}
+    if request.seed is not None:
+        config["seed"] = request.seed
+    system = request.system
+    if request.answer is not None:
+        schema = schema_of(request.answer, "gemini")
+        if request.tools:
+            # Gemini 2.5 refuses a response type beside tools.
+            system += schema_hint(schema)
+        else:
+            config["responseMimeType"] = "application/json"
+            config["responseJsonSchema"] = schema
+    body: dict[str, Any] = {"contents": _contents(request), "generationConfig": config}
+    if request.tools:
+        body["tools"] = [{"functionDeclarations": [_function(tool) for tool in request.tools]}]
+    if system:
+        body["systemInstruction"] = {"parts": [{"text": system}]}
+    return body
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    parameters = schema_of(tool.arguments, "gemini")
+    return {"name": tool.name, "description": tool.description, "parametersJsonSchema": parameters}
+
+
+def _contents(request: PromptRequest) -> list[dict[str, Any]]:
+    """Turns of the same side are one: Gemini wants the results of all calls of a turn together."""
+    turns: list[dict[str, Any]] = []
+    for turn in request.history:
+        role = "model" if turn.role == "assistant" else "user"
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["parts"] += _parts(turn)
+        else:
+            turns.append({"role": role, "parts": _parts(turn)})
+    if not request.prompt and not request.images:
+        return turns
+    images = [
+        {"inlineData": {"mimeType": "image/jpeg", "data": base64.b64encode(image).decode()}} for image in request.images
+    ]
+    return [*turns, {"role": "user", "parts": [*images, {"text": request.prompt}]}]
+
+
+def _parts(turn: Turn) -> list[dict[str, Any]]:
+    if turn.role == "tool":
+        return [{"functionResponse": {"name": turn.tool, "response": {"result": turn.text}}}]
+    text = [{"text": turn.text}] if turn.text or not turn.calls else []
+    return [*text, *[_call_part(call) for call in turn.calls]]
+
+
+def _call_part(call: ToolCall) -> dict[str, Any]:
+    arguments = call.arguments.model_dump(mode="json", by_alias=True)
+    part: dict[str, Any] = {"functionCall": {"name": call.name, "args": arguments}}
+    return part | ({"thoughtSignature": call.opaque} if call.opaque else {})
+
+
+def cost_usd(model: str, prompt_tokens: int, answer_tokens: int) -> float:
+    """By list price; 0 for a model that is not on our list."""
+    prompt_price, answer_price = _longest_prefix(_PRICES, model) or (0.0, 0.0)
+    return (prompt_tokens * prompt_price + answer_tokens * answer_price) / 1e6
+
+
+def _longest_prefix(table: Mapping[str, _T], name: str) -> _T | None:
+    fitting = [prefix for prefix in table if name.startswith(prefix)]
+    return table[max(fitting, key=len)] if fitting else None
+
+
+class GenerateStream:
+    """Collects the server-sent events of one answer; Google puts each event's JSON on one `data:` line."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._pieces: list[str] = []
+        self._calls: list[RawCall] = []
+        self._usage: dict[str, Any] = {}
+        self._finish = ""
+        self._blocked = ""
+        self._events = 0
+        self._started = time.perf_counter()
+        self._first = 0.0
+
+    def feed(self, line: bytes) -> None:
+        """Raises ProviderError for an error event or for data that is not JSON."""
+        if not line.startswith(b"data:"):
+            return
+        item = json_object(line[5:], NAME)
+        if "error" in item:
+            raise error_of_item(item["error"])
+        self._first = self._first or time.perf_counter()
+        self._events += 1
+        self._usage = _dict(item.get("usageMetadata")) or self._usage
+        self._blocked = str(_dict(item.get("promptFeedback")).get("blockReason") or self._blocked)
+        for candidate in map(_dict, _list(item.get("candidates"))[:1]):
+            for part in map(_dict, _list(_dict(candidate.get("content")).get("parts"))):
+                self._take(part)
+            self._finish = str(candidate.get("finishReason") or self._finish)
+
+    def _take(self, part: dict[str, Any]) -> None:
+        if "functionCall" in part:
+            call = _dict(part["functionCall"])
+            signature = str(part.get("thoughtSignature") or "")
+            self._calls.append(RawCall(str(call.get("name")), _dict(call.get("args")), signature))
+        elif not part.get("thought"):
+            self._pieces.append(str(part.get("text") or ""))
+
+    def said(self) -> Said:
+        """Raises PromptBlocked, AnswerBlocked, AnswerInvalid, and StreamBroken where the stream ended early."""
+        finish = self._checked_finish()
+        ended = time.perf_counter()
+        prompt_tokens = self._tokens("promptTokenCount")
+        answer_tokens = self._tokens("candidatesTokenCount") + self._tokens("thoughtsTokenCount")
+        completion = Completion(
+            text="".join(self._pieces),
+            provider=NAME,
+            model=self._model,
+            finish=finish,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=answer_tokens,
+            prompt_ms=1000 * (self._first - self._started),
+            answer_ms=1000 * (ended - self._first),
+            cost_usd=cost_usd(self._model, prompt_tokens, answer_tokens),
+        )
+        return Said(completion, tuple(self._calls))
+
+    def _checked_finish(self) -> FinishReason:
+        if self._blocked:
+            raise PromptBlocked("the prompt is blocked", provider=NAME, reason=enum_name(self._blocked))
+        if self._finish in _FINISH:
+            return _FINISH[self._finish]
+        if self._finish in _BLOCKED:
+            raise AnswerBlocked("the answer is blocked", provider=NAME, reason=enum_name(self._finish))
+        if self._finish:
+            raise AnswerInvalid("the answer ended badly", provider=NAME, reason=enum_name(self._finish))
+        if self._events and not self._pieces and not self._calls:
+            raise AnswerEmpty("the answer has no candidates", provider=NAME)
+        raise StreamBroken("the stream ended early", provider=NAME, phase="total")
+
+    def _tokens(self, key: str) -> int:
+        value = self._usage.get(key)
+        return value if isinstance(value, int) else 0
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,132 @@
+"""What is sent to Ollama's `/api/chat` and what comes back, line by line. No I/O."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from aiworker.domain.completion import Completion, FinishReason, PromptRequest, Tool, Turn
+from aiworker.domain.errors import AnswerEmpty, StreamBroken
+from aiworker.llm.http import json_object
+from aiworker.llm.ollama_errors import NAME, error_of_text
+from aiworker.llm.structured import RawCall, Said, schema_hint, schema_of
+
+_NS_PER_MS = 1e6
+_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+def chat_body(request: PromptRequest, model: str, num_ctx: int, keep_alive: str, *, thinks: bool) -> dict[str, Any]:
+    """The body of `/api/chat`. The schema is in the system prompt too: the grammar hides it from the model."""
+    options: dict[str, Any] = {
+        "num_ctx": num_ctx,
+        "num_predict": request.max_tokens,
+        "temperature": request.temperature,
+    }
+    if request.seed is not None:
+        options["seed"] = request.seed
+    body: dict[str, Any] = {"model": model, "stream": True, "keep_alive": keep_alive, "options": options}
+    system = request.system
+    if request.answer is not None:
+        schema = schema_of(request.answer, "ollama")
+        system += schema_hint(schema)
+        if not request.tools:
+            # A grammar would leave the model no way to ask for a tool.
+            body["format"] = schema
+    if request.tools:
+        body["tools"] = [_function(tool) for tool in request.tools]
+    if thinks:
+        body["think"] = False
+    body["messages"] = _messages(request, system)
+    return body
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    parameters = schema_of(tool.arguments, "ollama")
+    return {
+        "type": "function",
+        "function": {"name": tool.name, "description": tool.description, "parameters": parameters},
+    }
+
+
+def _messages(request: PromptRequest, system: str) -> list[dict[str, Any]]:
+    first = [{"role": "system", "content": system}] if system else []
+    history = [_message(turn) for turn in request.history]
+    if not request.prompt and not request.images:
+        return [*first, *history]
+    last: dict[str, Any] = {"role": "user", "content": request.prompt}
+    if request.images:
+        last["images"] = [base64.b64encode(image).decode() for image in request.images]
+    return [*first, *history, last]
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+    if turn.calls:
+        message["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": call.arguments.model_dump(mode="json", by_alias=True)}}
+            for call in turn.calls
+        ]
+    if turn.role == "tool":
+        message["tool_name"] = turn.tool
+    return message
+
+
+class ChatStream:
+    """Collects the lines of one streamed answer."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._pieces: list[str] = []
+        self._calls: list[RawCall] = []
+        self._last: dict[str, Any] | None = None
+
+    def feed(self, line: bytes) -> None:
+        """Raises ProviderError for an `error` line or for a line that is not JSON."""
+        item = json_object(line, NAME)
+        if "error" in item:
+            raise error_of_text(200, str(item["error"]))
+        message = item.get("message")
+        if isinstance(message, dict):
+            self._pieces.append(str(message.get("content") or ""))
+            calls = message.get("tool_calls")
+            self._calls += [_call(item) for item in calls] if isinstance(calls, list) else []
+        if item.get("done"):
+            self._last = item
+
+    def said(self) -> Said:
+        """Raises StreamBroken where the stream ended before its `done` line."""
+        if self._last is None:
+            raise StreamBroken("the stream ended early", provider=NAME, phase="total")
+        finish = _FINISH.get(str(self._last.get("done_reason", "stop")))
+        if finish is None:
+            raise AnswerEmpty("the model was loaded or unloaded instead of asked", provider=NAME)
+        load, prompt, answer = (self._ms(f"{part}_duration") for part in ("load", "prompt_eval", "eval"))
+        completion = Completion(
+            text="".join(self._pieces),
+            provider=NAME,
+            model=self._model,
+            finish=finish,
+            prompt_tokens=int(self._number("prompt_eval_count")),
+            answer_tokens=int(self._number("eval_count")),
+            wait_ms=max(0.0, self._ms("total_duration") - load - prompt - answer),
+            load_ms=load,
+            prompt_ms=prompt,
+            answer_ms=answer,
+        )
+        return Said(completion, tuple(self._calls))
+
+    def _ms(self, key: str) -> float:
+        return self._number(key) / _NS_PER_MS
+
+    def _number(self, key: str) -> float:
+        value = (self._last or {}).get(key)
+        return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _call(item: Any) -> RawCall:
+    """Raises StreamBroken for what is no call."""
+    function = item.get("function") if isinstance(item, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(arguments, dict):
+        raise StreamBroken("a tool call that is none", provider=NAME, phase="total")
+    return RawCall(str(function.get("name")), arguments)

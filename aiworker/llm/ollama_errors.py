@@ -1,0 +1,50 @@
+"""Ollama's error texts to typed errors. They decide but are not kept: they may quote input."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import orjson
+
+from aiworker.domain.errors import (
+    ModelNotFound,
+    ProviderError,
+    ProviderMisconfigured,
+    ProviderRateLimited,
+    ProviderUnavailable,
+    RequestRejected,
+    StreamBroken,
+)
+
+NAME = "ollama"
+_BUSY_RETRY_S = 1.0
+# Ollama answers 500 to these although trying again cannot help.
+_PERMANENT = re.compile(
+    r"invalid format|^option |must be of type|does not support|unknown format|invalid image|failed to parse", re.I
+)
+
+
+def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderError:
+    """The typed error of an answer that is not 200."""
+    try:
+        item = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        item = None
+    text = str(item.get("error", "")) if isinstance(item, dict) else ""
+    return error_of_text(status, text)
+
+
+def error_of_text(status: int, text: str) -> ProviderError:
+    """`status` 200 is an error line inside a stream."""
+    if status == 404 and "not found" in text:
+        return ModelNotFound("model not pulled: run `aiworker models pull`", provider=NAME, status=status)
+    if status == 429 or (status == 503 and "busy" in text):
+        return ProviderRateLimited("the server is busy", provider=NAME, retry_after=_BUSY_RETRY_S, status=status)
+    if status in (401, 403):
+        return ProviderMisconfigured("the server wants a login: check OLLAMA_URL", provider=NAME, status=status)
+    if _PERMANENT.search(text) or (300 <= status < 500 and status not in (408, 499)):
+        return RequestRejected("the server refuses the request as it is", provider=NAME, status=status)
+    if status == 200:
+        return StreamBroken("the server broke off its answer", provider=NAME, status=status)
+    return ProviderUnavailable("the server failed", provider=NAME, status=status)
