@@ -114,7 +114,7 @@ class Simulation:
             if isinstance(action, Dispatch):
                 self._send(action, now)
             else:
-                self.record.taken_out |= {item: (now, action.cause) for item in action.items}
+                self.record.taken_out |= dict.fromkeys(action.items, (now, action.cause))
         if self.scheduler.waiting and any(
             load.idle(now) for index in range(len(self._lanes)) if (load := self.scheduler.load(index))
         ):
