@@ -1,12 +1,14 @@
-# PYTHON=python3.12 picks the interpreter, CUDA=1 the torch for NVIDIA GPUs, PHOTO=file the picture of the demo.
+# PYTHON=python3.12 picks the interpreter, CUDA=1 the torch for NVIDIA GPUs, PHOTO=file the picture of the demo,
+# BENCH what the gate is told (BENCH=--quick).
 PYTHON ?= python3
 CUDA ?=
 PHOTO ?=
+BENCH ?=
 BIN := .venv/bin
 export PYTHON CUDA
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format clean
+.PHONY: help setup demo up test bench lint format clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -29,6 +31,9 @@ lint: setup ## ruff, mypy and the import contracts
 test: lint ## lint, then every test, the fast ones first
 	$(BIN)/pytest -q tests/unit
 	$(BIN)/pytest -q tests --ignore=tests/unit
+
+bench: setup ## the gate before a deploy: load, targets, report (BENCH=--quick is short)
+	@$(BIN)/python -m aiworker.cli bench $(BENCH)
 
 format: setup ## let ruff write the code's form
 	$(BIN)/ruff format .

@@ -237,6 +237,18 @@ def pull_model(name: str | None) -> None:
     pull(settings, name or settings.yolo_model, _console)
 
 
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[--quick | --soak 30m] [--live] [--keep]")
+def bench(arguments: tuple[str, ...]) -> None:
+    """The gate before a deploy: the real system under the real mix of work, judged against its targets.
+
+    `aiworker bench --help` says more. Exit code 1 when a target is missed.
+    """
+    from aiworker.cli.bench import run_gate
+
+    run_gate(arguments)
+
+
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:

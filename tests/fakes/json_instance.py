@@ -20,7 +20,7 @@ def instance_of(schema: dict[str, Any]) -> Any:
         return [instance_of(schema.get("items", {"type": "string"}))] * max(1, schema.get("minItems", 1))
     if kind in ("number", "integer"):
         return _number(schema)
-    return {"boolean": True, "null": None}.get(kind, "arroz branco")
+    return {"boolean": True, "null": None}.get(str(kind), "arroz branco")
 
 
 def _number(schema: dict[str, Any]) -> float:

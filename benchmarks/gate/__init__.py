@@ -1,0 +1,1 @@
+"""The pre-deploy gate: `python -m gate`, `make bench`, `aiworker bench`."""

@@ -1,0 +1,311 @@
+"""The gate before a deploy: the real system under the real mix of work, judged against its targets.
+
+PostgreSQL, gateway, worker and YOLO are real; Ollama and Gemini are stand-ins that take as long as the real ones are
+said to (`--live` asks the real ones). Exit code 1 when a target is missed.
+
+    python -m gate [--quick | --soak 30m] [--live] [--keep] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import asyncpg
+from rich.console import Console
+from rich.live import Live
+
+from gate import old_design
+from gate.drive import Driver, Sent
+from gate.mix import kinds_here
+from gate.plan import DAY_MEAN, Phase, phases
+from gate.report import page
+from gate.show import Display, show_changes, show_phases, show_targets
+from gate.system import System, running_system
+from gate.verdict import (
+    Job,
+    Target,
+    against_old,
+    changes,
+    growth,
+    percentile,
+    spread,
+    summary,
+    targets,
+)
+from gate.watch import Watch, postmaster
+
+SEED = 20260117
+_BUDGET_MB = 4000.0
+_SETTLE_S = 90.0
+_ROWS = """
+select id, status, attempts, error_code,
+       case when result->>'degraded' = 'true' then coalesce(result->>'degraded_code', 'unknown') end as degraded_code,
+       extract(epoch from created_at)::float8 as created, extract(epoch from started_at)::float8 as started,
+       extract(epoch from completed_at)::float8 as completed
+  from public.analysis_jobs where id = any($1::uuid[])"""
+
+
+async def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Everything that the page and the terminal show, as JSON values."""
+    rng = Random(SEED)
+    kinds = kinds_here()
+    plan = _plan(options)
+    async with running_system(console.print, live=options.live) as system, _tools(system) as (session, database):
+        driver = Driver(
+            session, system.stack.gateway_url, system.stack.keys.service_key or "", kinds, system.places.photos, rng
+        )
+        processes = {name: process.pid for name, process in system.stack.processes.items()}
+        if server := postmaster(system.folder):
+            processes["postgres"] = server
+        watch = Watch(session, database, system.stack.worker_url, processes)
+        display = Display(driver.log, watch, plan)
+        looking = asyncio.create_task(watch.run())
+        with Live(display, console=console, refresh_per_second=4, transient=not console.is_terminal):
+            for phase in plan:
+                if phase.settle:
+                    await _settled(database)
+                display.begin(phase)
+                await driver.run(phase)
+                display.end(phase, f"{len(driver.log.calls)} requests so far")
+                if not console.is_terminal:
+                    console.print(
+                        f"{phase.title}: {len(driver.log.sent)} jobs, {len(driver.log.calls)} requests so far"
+                    )
+            await _settled(database)
+            await driver.finish()
+        looking.cancel()
+        jobs = await _ledger(database, driver.log.sent)
+        old = {} if options.soak else await _old(system, kinds, rng, console, quick=options.quick)
+    return _run(options, plan, driver, watch, jobs, old, [kind.name for kind in kinds])
+
+
+def _plan(options: argparse.Namespace) -> tuple[Phase, ...]:
+    if options.soak:
+        return (
+            Phase("warm_up", "warm-up", "jobs", 1.0, 15, within_capacity=False),
+            Phase("soak", f"soak, 2 jobs/s for {options.soak:.0f} s", "jobs", 2.0, options.soak),
+        )
+    return phases("quick" if options.quick else "full")
+
+
+@asynccontextmanager
+async def _tools(system: System) -> AsyncIterator[tuple[aiohttp.ClientSession, asyncpg.Connection[Any]]]:
+    database = await asyncpg.connect(system.stack.database_url)
+    try:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(limit=0)
+        ) as session:
+            yield session, database
+    finally:
+        await database.close()
+
+
+async def _settled(database: asyncpg.Connection[Any]) -> None:
+    """Returns when no job waits or runs, or when that takes too long: what is left then counts as lost."""
+    give_up = time.monotonic() + _SETTLE_S
+    unfinished = "select count(*) from public.analysis_jobs where status in ('pending', 'processing')"
+    while await database.fetchval(unfinished) and time.monotonic() < give_up:
+        await asyncio.sleep(0.2)
+
+
+async def _ledger(database: asyncpg.Connection[Any], sent: Sequence[Sent]) -> list[Job]:
+    rows: dict[UUID, Any] = {row["id"]: row for row in await database.fetch(_ROWS, [each.job_id for each in sent])}
+    return [_job(each, rows.get(each.job_id)) for each in sent]
+
+
+def _job(sent: Sent, row: Any) -> Job:
+    if row is None:
+        return Job(sent.phase, sent.kind, "gone", 0, None, None, None)
+    created, started, completed = row["created"], row["started"], row["completed"]
+    return Job(
+        sent.phase,
+        sent.kind,
+        row["status"],
+        row["attempts"],
+        completed - sent.due if completed else None,
+        completed - started if completed and started else None,
+        # A later attempt's start says nothing of how soon the first one came.
+        started - created if started and row["attempts"] == 1 else None,
+        row["error_code"],
+        row["degraded_code"],
+    )
+
+
+async def _old(
+    system: System, kinds: Sequence[Any], rng: Random, console: Console, *, quick: bool
+) -> dict[str, old_design.OldRun]:
+    loads = (
+        Phase("peak", "peak", "jobs", 10 * DAY_MEAN, 15 if quick else 60, at_least=8),
+        Phase("steady", "5 jobs/s", "jobs", 5.0, 28 if quick else 75),
+    )
+    console.print("the old design on the same load")
+    return await old_design.measure(system.stack.database_url, system.places, system.weights, kinds, loads, rng)
+
+
+def _run(
+    options: argparse.Namespace,
+    plan: Sequence[Phase],
+    driver: Driver,
+    watch: Watch,
+    jobs: list[Job],
+    old: dict[str, old_design.OldRun],
+    kinds: list[str],
+) -> dict[str, Any]:
+    calls, log = driver.log.calls, driver.log
+    by_phase = {}
+    for phase in plan:
+        mine = [call.ms for call in calls if call.phase == phase.name]
+        by_phase[phase.name] = summary([job for job in jobs if job.phase == phase.name]) | {"gateway_ms": spread(mine)}
+    fine = {phase.name for phase in plan if phase.within_capacity}
+    judged = [job for job in jobs if job.phase in fine]
+    peak_mb = max((sample.total_mb for sample in watch.samples), default=0.0)
+    limits = targets(
+        judged,
+        jobs,
+        [call.ms for call in calls if call.phase in fine],
+        sum(call.status == 0 or call.status >= 500 for call in calls),
+        peak_mb,
+        _BUDGET_MB,
+    )
+    if old:
+        limits += against_old(
+            old["steady"].rate,
+            _rate(plan, jobs),
+            old["peak"].pickup_s,
+            [j.pickup_s for j in jobs if j.phase == "peak" and j.pickup_s is not None],
+        )
+    if options.soak:
+        soaked = [sample for sample in watch.samples if sample.phase == "soak"]
+        limits += [
+            Target("growth of memory", growth([sample.total_mb for sample in soaked]), 2, "%"),
+            Target("growth of open files", growth([float(sample.files) for sample in soaked]), 2, "%"),
+        ]
+    return {
+        "about": {
+            "at": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "mode": _mode(options),
+            "models": "live" if options.live else "stand-ins",
+            "types": " ".join(kinds),
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "seed": SEED,
+        },
+        "targets": [dataclasses.asdict(each) | {"met": each.met} for each in limits],
+        "phases": by_phase,
+        "seen_by_users_s": spread(log.seen_s),
+        "latency_by_kind_s": {
+            kind: [round(j.end_to_end_s, 3) for j in judged if j.kind == kind and j.end_to_end_s is not None]
+            for kind in kinds
+        },
+        "peak_mb": round(peak_mb, 1),
+        "batch_sizes": watch.batch_buckets,
+        "samples": _samples(watch),
+        "old_design": {
+            name: {"rate": each.rate, "pickup_s": spread(each.pickup_s), "end_to_end_s": spread(each.end_to_end_s)}
+            for name, each in old.items()
+        },
+    }
+
+
+def _rate(plan: Sequence[Phase], jobs: Sequence[Job]) -> float:
+    """Jobs a second of the fastest phase whose jobs were done in time."""
+    rates = [0.0]
+    for phase in plan:
+        mine = [job for job in jobs if job.phase == phase.name]
+        took = [job.end_to_end_s for job in mine if job.status == "completed" and job.end_to_end_s is not None]
+        if phase.load == "jobs" and took and percentile(took, 0.95) < 20:
+            rates.append(len(took) / phase.seconds)
+    return max(rates)
+
+
+def _samples(watch: Watch) -> list[dict[str, Any]]:
+    found, batches, images = [], 0.0, 0.0
+    for sample in watch.samples:
+        more = sample.batches - batches
+        found.append(
+            dataclasses.asdict(sample)
+            | {"at": round(sample.at, 1), "batch": (sample.images - images) / more if more > 0 else 0.0}
+        )
+        batches, images = sample.batches, sample.images
+    return found
+
+
+def _flat(run: dict[str, Any]) -> dict[str, float]:
+    """The figures that runs are compared by; lower is better."""
+    figures = {"peak memory, MB": float(run["peak_mb"])}
+    for name, phase in run["phases"].items():
+        for what in ("end_to_end_s", "pickup_s", "gateway_ms"):
+            figures |= {
+                f"{name}, {what} {key}": phase[what][key] for key in ("p50", "p95") if phase[what].get("n", 0) >= 20
+            }
+    return figures
+
+
+def _mode(options: argparse.Namespace) -> str:
+    return "soak" if options.soak else "quick" if options.quick else "full"
+
+
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
+    if not found:
+        raise argparse.ArgumentTypeError("write it as 90s, 30m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def main() -> None:
+    """Runs, writes JSON and HTML, prints the table, and exits 1 when a target is missed."""
+    parser = argparse.ArgumentParser(
+        prog="aiworker bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help="under 3 minutes instead of under 12")
+    length.add_argument("--soak", type=_duration, metavar="TIME", help="2 jobs/s for 30m, say: does memory grow?")
+    parser.add_argument("--live", action="store_true", help="ask the Ollama and Gemini of the environment; costs money")
+    parser.add_argument("--keep", action="store_true", help="later runs are compared with this one")
+    parser.add_argument("--out", type=Path, default=Path("output/bench"), metavar="DIR", help="default: output/bench")
+    options = parser.parse_args()
+    # A log file has no width: 80 columns would break the tables up.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+    out = options.out.resolve()
+    found = asyncio.run(run(options, console))
+    mode = found["about"]["mode"]
+    kept = out / f"kept-{mode}.json"
+    if kept.exists():
+        found["changes"] = changes(_flat(json.loads(kept.read_text())), _flat(found))
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=1) + "\n"
+    (out / f"{mode}.json").write_text(text)
+    (out / f"{mode}.html").write_text(page(found))
+    if options.keep:
+        kept.write_text(text)
+    show_phases(console, found["phases"])
+    if "changes" in found:
+        show_changes(console, found["changes"])
+    judged = [
+        Target(**{key: each[key] for key in ("name", "value", "limit", "unit", "at_least")})
+        for each in found["targets"]
+    ]
+    show_targets(console, judged)
+    console.print(f"report: {out / f'{mode}.html'}")
+    sys.exit(0 if all(target.met for target in judged) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Sends what the plan says when the plan says it, whatever happens to what was sent before.
+
+Every latency counts from the moment at which the request was meant to be sent (no coordinated omission).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+
+from gate.mix import Kind
+from gate.plan import Arrival, Phase, arrivals
+
+_POLL_S = 2.0
+_THINK_S = 1.0
+_ONE_HOUR_S = 3600
+_ENDED = ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A job that was meant to be sent at `due` (seconds since 1970) and got `job_id`."""
+
+    job_id: UUID
+    phase: str
+    kind: str
+    due: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request. `ms` from due to the whole answer; `status` 0 is no answer."""
+
+    phase: str
+    what: str
+    ms: float
+    status: int
+
+
+@dataclass
+class Log:
+    """What happened so far, shared with the display. `seen_s` is what users who poll saw, from due to result."""
+
+    sent: list[Sent] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    seen_s: list[float] = field(default_factory=list)
+    put_off: list[UUID] = field(default_factory=list)
+    phase: str = ""
+
+
+class Driver:
+    """`base` is the gateway's address, `key` its service key."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        base: str,
+        key: str,
+        kinds: Sequence[Kind],
+        photos: Sequence[str],
+        rng: Random,
+    ) -> None:
+        self._session = session
+        self._base = f"{base}/functions/v1"
+        self._headers = {"Authorization": f"Bearer {key}"}
+        self._kinds = kinds
+        self._photos = photos
+        self._rng = rng
+        self._users: list[asyncio.Task[None]] = []
+        self.log = Log()
+
+    async def run(self, phase: Phase) -> None:
+        """Returns when everything of the phase has been sent and answered; its jobs and users may still run."""
+        self.log.phase = phase.name
+        start = time.time()
+        match phase.load:
+            case "jobs":
+                plan = arrivals(phase, self._kinds, self._rng)
+                sends = [self._at(start + each.at, self._job(phase.name, each, start)) for each in plan]
+            case "requests":
+                count = int(phase.rate * phase.seconds)
+                dues = [start + number / phase.rate for number in range(count)]
+                sends = [self._at(due, self._request(phase.name, due)) for due in dues]
+            case "users":
+                end = start + phase.seconds
+                dues = [start + self._rng.uniform(0, _POLL_S) for _ in range(int(phase.rate))]
+                self._users += [asyncio.create_task(self._user(phase.name, due, end)) for due in dues]
+                sends = []
+        await asyncio.gather(*sends, _until(start + phase.seconds))
+        await self._cancel_put_off(phase.name)
+
+    async def finish(self) -> None:
+        """Returns when every user has seen the result of the last job."""
+        await asyncio.gather(*self._users)
+
+    async def _at(self, due: float, send: Callable[[], Awaitable[Any]]) -> None:
+        await _until(due)
+        await send()
+
+    def _job(self, phase: str, arrival: Arrival, start: float) -> Callable[[], Awaitable[Any]]:
+        return lambda: self._enqueue(phase, arrival.kind, start + arrival.at)
+
+    def _request(self, phase: str, due: float) -> Callable[[], Awaitable[Any]]:
+        """Half ask for a status, the rest is new jobs (put off, so that they cost the gateway and not the worker),
+        cancels of those, and requests that the cache answers."""
+        dice, log = self._rng.random(), self.log
+        text = next((kind for kind in self._kinds if kind.name == "sofia_text"), self._kinds[0])
+        if dice < 0.2 or (dice < 0.4 and not log.put_off):
+            return lambda: self._enqueue(phase, text, due, delaySeconds=_ONE_HOUR_S)
+        if dice < 0.4:
+            return lambda: self._cancel(phase, due)
+        if dice < 0.5:
+            return lambda: self._enqueue(phase, text, due, useCache=True, input={"text": "um pão com manteiga"})
+        return lambda: self._status(phase, self._rng.choice(log.sent).job_id, due)
+
+    async def _user(self, phase: str, at: float, end: float) -> None:
+        while at < end:
+            await _until(at)
+            kind = self._rng.choices(self._kinds, [each.calls_a_day for each in self._kinds])[0]
+            job_id = await self._enqueue(phase, kind, at)
+            if job_id is None:
+                return
+            at = await self._followed(phase, job_id, at) + _THINK_S
+
+    async def _followed(self, phase: str, job_id: UUID, due: float) -> float:
+        """Polls until the job has ended; when that was seen, in seconds since 1970."""
+        poll_at = due
+        while True:
+            poll_at += _POLL_S
+            await _until(poll_at)
+            job = await self._status(phase, job_id, poll_at)
+            if job.get("status") in _ENDED:
+                self.log.seen_s.append(time.time() - due)
+                return time.time()
+
+    async def _enqueue(self, phase: str, kind: Kind, due: float, **fields: Any) -> UUID | None:
+        body = {
+            "type": kind.name,
+            "input": kind.make(self._rng, self._rng.choice(self._photos)),
+            "userId": str(UUID(int=self._rng.getrandbits(128), version=4)),
+            "useCache": False,
+        } | fields
+        reply = await self._call(phase, "enqueue", "POST", "enqueue-analysis", due, json=body)
+        if not reply.get("jobId"):
+            return None
+        job_id = UUID(reply["jobId"])
+        if "delaySeconds" in fields:
+            self.log.put_off.append(job_id)
+        else:
+            self.log.sent.append(Sent(job_id, phase, kind.name, due))
+        return job_id
+
+    async def _status(self, phase: str, job_id: UUID, due: float) -> dict[str, Any]:
+        return await self._call(phase, "status", "GET", "get-analysis-status", due, params={"jobId": str(job_id)})
+
+    async def _cancel(self, phase: str, due: float) -> None:
+        if self.log.put_off:
+            body = {"jobId": str(self.log.put_off.pop())}
+            await self._call(phase, "cancel", "POST", "cancel-analysis", due, json=body)
+
+    async def _cancel_put_off(self, phase: str) -> None:
+        while self.log.put_off:
+            await self._cancel(f"{phase}, after", time.time())
+
+    async def _call(self, phase: str, what: str, method: str, path: str, due: float, **more: Any) -> dict[str, Any]:
+        status, reply = 0, {}
+        try:
+            async with self._session.request(method, f"{self._base}/{path}", headers=self._headers, **more) as response:
+                reply = await response.json()
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError):
+            reply = {}
+        self.log.calls.append(Call(phase, what, 1000 * (time.time() - due), status))
+        return reply
+
+
+async def _until(due: float) -> None:
+    await asyncio.sleep(max(0.0, due - time.time()))

@@ -1,0 +1,111 @@
+"""The system under test: the real stack in a folder of its own, beside its stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from aiworker.cli.stack import Stack, running_stack
+from aiworker.domain.errors import WeightsUnavailable
+from aiworker.inference.weights import pull_weights, resolve_weights
+from aiworker.settings import load_settings
+from gate.stand_ins import OLLAMA_PARALLEL, Addresses
+
+ROOT = Path(__file__).parents[2]
+
+# Most of a job is waiting for a model: that needs slots, not cores.
+_SLOTS = "96"
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What runs, where it answers, and the folder that holds its database and logs."""
+
+    stack: Stack
+    places: Addresses
+    folder: Path
+    weights: Path
+
+
+def photos_folder(into: Path) -> Path:
+    """Real photographs: those beside the checkout where they are, else the package's own and those of ultralytics."""
+    into.mkdir()
+    found = sorted((ROOT.parent / "shared" / "data" / "images").glob("*.jpg"))
+    ultralytics = find_spec("ultralytics")
+    if ultralytics and ultralytics.origin:
+        found += sorted((Path(ultralytics.origin).parent / "assets").glob("*.jpg"))
+    for path in (ROOT / "aiworker" / "cli" / "data" / "fruits.jpg", *found):
+        shutil.copy(path, into / path.name)
+    return into
+
+
+@asynccontextmanager
+async def stand_ins(photos: Path) -> AsyncIterator[Addresses]:
+    """Their own process, so that they do not take the driver's time."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gate.stand_ins", str(photos)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT / "benchmarks",
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield Addresses(**json.loads(await process.stdout.readline()))
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+def _weights(model: str, models_dir: Path) -> Path:
+    try:
+        return resolve_weights(model, models_dir).resolve()
+    except WeightsUnavailable:
+        return pull_weights(model, models_dir).resolve()
+
+
+@asynccontextmanager
+async def running_system(say: Callable[[str], None], *, live: bool) -> AsyncIterator[System]:
+    """With `live`, Ollama and Gemini are those of the environment. Variables that are set win over the gate's own."""
+    configured = load_settings()
+    weights = await asyncio.to_thread(_weights, configured.yolo_model, configured.models_dir)
+    home = Path.cwd()
+    folder = Path(tempfile.mkdtemp(prefix="aiworker-gate-"))
+    # As root, the embedded server runs as another account, which must be able to enter.
+    folder.chmod(0o755)
+    before = dict(os.environ)
+    try:
+        async with stand_ins(photos_folder(folder / "photos")) as places:
+            gate = {
+                "WORKER_CONCURRENCY": _SLOTS,
+                "GEMINI_SLOTS": _SLOTS,
+                "OLLAMA_SLOTS": str(OLLAMA_PARALLEL),
+                "LOG_LEVEL": "WARNING",
+                "YOLO_MODEL": str(weights),
+                "MEDIA_ALLOWED_HOSTS": places.media_url.removeprefix("http://"),
+            }
+            if not live:
+                gate |= {
+                    "OLLAMA_URL": places.ollama_url,
+                    "GEMINI_URL": places.gemini_url,
+                    "GEMINI_API_KEY": places.gemini_key,
+                }
+            forced = {"YOLO_MODEL", "OLLAMA_URL", "GEMINI_URL", "GEMINI_API_KEY", "MEDIA_ALLOWED_HOSTS"}
+            os.environ.update({name: value for name, value in gate.items() if name in forced or name not in before})
+            os.chdir(folder)
+            async with running_stack(load_settings(port=0, worker_port=0), say, log_dir=folder / "logs") as stack:
+                yield System(stack, places, folder, weights)
+    finally:
+        os.chdir(home)
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)

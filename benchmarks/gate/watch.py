@@ -1,0 +1,135 @@
+"""Looks at the running system about once a second: queue, memory, open files, batches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import psutil
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+_EVERY_S = 1.0
+_DEPTH = """
+select count(*) filter (where status = 'pending' and run_after <= now()) as pending,
+       count(*) filter (where status = 'processing') as processing
+  from public.analysis_jobs where status in ('pending', 'processing')"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """`at` seconds since the start. Memory in MB by process group (shared pages counted once), `files` open ones of
+    gateway, worker and children, `batches` and `images` since the worker began."""
+
+    at: float
+    phase: str
+    pending: int
+    processing: int
+    memory_mb: Mapping[str, float]
+    files: int
+    batches: float
+    images: float
+
+    @property
+    def total_mb(self) -> float:
+        return sum(self.memory_mb.values())
+
+
+class Watch:
+    """`processes` are process ids by name; their descendants count too (the worker's apart, as `children`)."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        database: asyncpg.Connection[Any],
+        worker_url: str,
+        processes: Mapping[str, int],
+    ) -> None:
+        self._session = session
+        self._database = database
+        self._metrics_url = f"{worker_url}/metrics"
+        self._processes = processes
+        self._started = time.time()
+        self.samples: list[Sample] = []
+        self.phase = ""
+        self.batch_buckets: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_EVERY_S)
+
+    async def look(self) -> Sample:
+        depth = await self._database.fetchrow(_DEPTH)
+        batches, images = await self._batches()
+        memory, files = await asyncio.to_thread(_memory_and_files, self._processes)
+        sample = Sample(
+            time.time() - self._started,
+            self.phase,
+            depth["pending"] if depth else 0,
+            depth["processing"] if depth else 0,
+            memory,
+            files,
+            batches,
+            images,
+        )
+        self.samples.append(sample)
+        return sample
+
+    async def _batches(self) -> tuple[float, float]:
+        try:
+            async with self._session.get(self._metrics_url) as response:
+                text = await response.text()
+        except (aiohttp.ClientError, TimeoutError):
+            return 0.0, 0.0
+        families = {family.name: family for family in text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
+        found = families["aiworker_inference_batch_size"].samples
+        self.batch_buckets = {each.labels["le"]: each.value for each in found if each.name.endswith("_bucket")}
+        sums = {each.name.rpartition("_")[2]: each.value for each in found}
+        return sums.get("count", 0.0), sums.get("sum", 0.0)
+
+
+def postmaster(folder: Path) -> int | None:
+    """Process id of an embedded PostgreSQL below `folder`; None where the database is elsewhere."""
+    for path in folder.rglob("postmaster.pid"):
+        return int(path.read_text().splitlines()[0])
+    return None
+
+
+def _memory_and_files(processes: Mapping[str, int]) -> tuple[dict[str, float], int]:
+    memory: dict[str, float] = {}
+    files = 0
+    for name, pid in processes.items():
+        try:
+            process = psutil.Process(pid)
+            below = process.children(recursive=True)
+        except psutil.Error:
+            continue
+        for each in (process, *below):
+            group = "children" if name == "worker" and each is not process else name
+            memory[group] = memory.get(group, 0.0) + _pss_mb(each)
+            files += _files(each) if name != "postgres" else 0
+    return memory, files
+
+
+def _pss_mb(process: psutil.Process) -> float:
+    try:
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        return 0.0
+    return 0.0
+
+
+def _files(process: psutil.Process) -> int:
+    try:
+        return process.num_fds()
+    except psutil.Error:
+        return 0

@@ -1,0 +1,232 @@
+"""The gate judges rightly: its plan, its mix, its open loop, its figures and its page."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from gate.drive import Driver
+from gate.mix import BY_NAME, KINDS, Quantiles, kinds_here, model_latency
+from gate.plan import DAY_MEAN, Phase, arrivals, phases
+from gate.report import page
+from gate.stand_ins import purpose_of
+from gate.svg import cumulative, line_chart, ticks
+from gate.verdict import Job, Target, against_old, changes, growth, percentile, summary, targets
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiworker.cli.bench import run_gate
+from aiworker.domain.errors import ConfigurationError
+
+
+def job(phase: str = "steady", **more: Any) -> Job:
+    usual: dict[str, Any] = {
+        "status": "completed",
+        "attempts": 1,
+        "end_to_end_s": 3.0,
+        "worker_s": 2.5,
+        "pickup_s": 0.01,
+    }
+    return Job(phase, "sofia_text", **(usual | more))
+
+
+def test_latencies_have_the_quantiles_of_the_documents_less_the_other_stages() -> None:
+    image = BY_NAME["sofia_image"].model
+    assert [image.at(share) for share in (0.5, 0.95, 0.99, 1.0)] == pytest.approx([6, 14, 24, 41])
+    assert BY_NAME["unified_assistant"].model.at(0.5) == pytest.approx(5)
+    drawn = sorted(model_latency("sofia_image", rng) for rng in [Random(7)] for _ in range(4000))
+    assert drawn[2000] == pytest.approx(6, rel=0.06)
+    assert drawn[3800] == pytest.approx(14, rel=0.06)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_higher_quantile_never_takes_less(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    quantiles = Quantiles(5, 10, 15, 25)
+    assert 2.5 - 1e-9 <= quantiles.at(low) <= quantiles.at(high) + 1e-9 <= 25 + 1e-6
+
+
+def test_the_mix_has_the_days_calls_and_uses_what_this_release_knows() -> None:
+    assert {kind.name for kind in kinds_here()} >= {"sofia_image", "sofia_text", "unified_assistant"}
+    assert sum(kind.calls_a_day for kind in KINDS) == pytest.approx(3650, rel=0.06)
+
+
+def test_a_plan_is_the_same_each_time_and_keeps_its_rate() -> None:
+    phase = Phase("steady", "5 jobs/s", "jobs", 5.0, 200.0)
+    plan = arrivals(phase, KINDS, Random(3))
+    assert plan == arrivals(phase, KINDS, Random(3))
+    assert len(plan) == pytest.approx(1000, rel=0.1)
+    assert all(0 <= each.at < phase.seconds for each in plan)
+    assert [each.at for each in plan] == sorted(each.at for each in plan)
+    assert len(arrivals(Phase("mean", "", "jobs", DAY_MEAN, 1.0, at_least=3), KINDS, Random(3))) == 3
+
+
+def test_both_lengths_have_every_phase_and_fit_their_time() -> None:
+    names = ["warm_up", "mean", "peak", "gateway", "users", "steady", "overload", "recovery"]
+    for scale, most in (("quick", 100), ("full", 400)):
+        plan = phases(scale)  # type: ignore[arg-type]
+        assert [phase.name for phase in plan] == names
+        assert sum(phase.seconds for phase in plan) <= most
+
+
+async def test_requests_are_sent_when_they_are_due_even_if_nothing_is_answered() -> None:
+    """A server that answers only once all have come would hang a client that waits for answers before it goes on."""
+    expected, received = 10, asyncio.Semaphore(0)
+    all_here = asyncio.Event()
+    dues: list[float] = []
+
+    async def enqueue(request: web.Request) -> web.Response:
+        received.release()
+        dues.append(0.0)
+        if len(dues) == expected:
+            all_here.set()
+        await all_here.wait()
+        return web.json_response({"jobId": str(uuid4())}, status=202)
+
+    app = web.Application()
+    app.router.add_post("/functions/v1/enqueue-analysis", enqueue)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        driver = Driver(session, str(server.make_url("")).rstrip("/"), "key", KINDS[:1], ["http://x/a.jpg"], Random(1))
+        phase = Phase("steady", "", "jobs", 1e-9, 0.05, at_least=expected)
+        async with asyncio.timeout(20):
+            await driver.run(phase)
+    assert [call.status for call in driver.log.calls] == [202] * expected
+    assert len(driver.log.sent) == expected
+    # The first ones were held up, and their latency says so: it counts from when they were due.
+    first = min(driver.log.sent, key=lambda sent: sent.due).due
+    last = max(driver.log.sent, key=lambda sent: sent.due).due
+    assert max(call.ms for call in driver.log.calls) >= 1000 * (last - first) - 1
+
+
+def test_percentiles_are_of_values_that_were_seen() -> None:
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.95) == 4.0
+    assert math.isnan(percentile([], 0.5))
+
+
+def test_a_summary_counts_every_way_to_end() -> None:
+    jobs = [
+        job(),
+        job(status="failed", error_code="deadline_exceeded"),
+        job(status="failed", error_code="media_not_found"),
+        job(end_to_end_s=31.0),
+        job(degraded_code="no_provider"),
+        job(status="processing", end_to_end_s=None),
+    ]
+    found = summary(jobs)
+    counts = {key: found[key] for key in ("jobs", "unfinished", "completed", "failed", "degraded", "timed_out")}
+    assert counts == {"jobs": 6, "unfinished": 1, "completed": 3, "failed": 2, "degraded": 1, "timed_out": 2}
+    assert found["why"] == {"deadline_exceeded": 1, "media_not_found": 1, "no_provider": 1}
+
+
+def missed(found: list[Target]) -> set[str]:
+    return {target.name for target in found if not target.met}
+
+
+def test_targets_are_met_and_missed_one_by_one() -> None:
+    fine = [job() for _ in range(2000)]
+    assert missed(targets(fine, fine, [10.0], 0, 600, 4000)) == set()
+    assert missed(targets(fine, [*fine, job(status="processing")], [10.0], 0, 600, 4000)) == {"jobs lost"}
+    assert missed(targets(fine, fine, [10.0] * 9 + [500.0], 1, 5000, 4000)) == {
+        "gateway p95",
+        "gateway requests without an answer",
+        "total memory at its peak",
+    }
+    slow = [job(worker_s=16.0, end_to_end_s=21.0)] * 60 + [job()] * 940
+    assert missed(targets(slow, slow, [1.0], 0, 1, 4000)) == {"worker p95", "end to end p95"}
+    failing = [job(status="failed", error_code="provider_timeout")] * 30 + [job()] * 1970
+    assert missed(targets(failing, failing, [1.0], 0, 1, 4000)) == {"timeouts", "errors"}
+    assert "worker p95" in missed(targets([], [], [1.0], 0, 1, 4000)), "nothing measured is nothing met"
+
+
+def test_the_old_design_is_the_bar() -> None:
+    assert missed(against_old(0.8, 5.0, [0.5], [0.01])) == set()
+    assert missed(against_old(2.0, 5.0, [0.5], [0.1])) == {
+        "throughput against the old design",
+        "pick-up against the old design",
+    }
+
+
+def test_growth_looks_past_the_warm_up() -> None:
+    assert growth([50.0] * 10 + [100.0] * 30) == 0
+    assert growth([100.0] * 30 + [110.0] * 10) == pytest.approx(10)
+    assert math.isnan(growth([1.0]))
+
+
+def test_noise_is_told_from_change() -> None:
+    found = {
+        name: verdict
+        for name, _, _, verdict in changes({"a": 100, "b": 100, "c": 100, "gone": 1}, {"a": 120, "b": 130, "c": 70})
+    }
+    assert found == {"a": "noise", "b": "worse", "c": "better"}
+
+
+def a_run(*, met: bool) -> dict[str, Any]:
+    sample = {"at": 1.0, "phase": "steady", "pending": 1, "processing": 2, "memory_mb": {"worker": 90.0}, "files": 30}
+    phase = summary([job()]) | {"gateway_ms": {"n": 1, "p50": 2.0, "p95": 3.0}}
+    target = {"name": "gateway <p95>", "value": 1.0, "limit": 2.0, "unit": "ms", "at_least": False, "met": met}
+    return {
+        "about": {"mode": "quick", "types": "<sofia>"},
+        "targets": [target],
+        "phases": {"steady": phase},
+        "latency_by_kind_s": {"sofia_text": [1.0, 2.0]},
+        "samples": [sample | {"batch": 1.5}, sample | {"at": 2.0, "batch": 1.0}],
+        "old_design": {"peak": {"rate": 0.5, "pickup_s": {"p50": 0.5}, "end_to_end_s": {"p50": 5.0}}},
+        "changes": [("a", 1.0, 2.0, "worse")],
+    }
+
+
+def test_the_page_needs_nothing_else_and_shows_everything() -> None:
+    html = page(json.loads(json.dumps(a_run(met=False))))
+    assert "missed: gateway &lt;p95&gt;" in html
+    assert "&lt;sofia&gt;" in html
+    assert html.count("<svg") == 5
+    assert not re.search(r"(src|href)=|url\(|@import|<script", html)
+    assert "all targets met" in page(a_run(met=True))
+
+
+@given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=500))
+def test_a_cumulative_curve_ends_with_all(values: list[float]) -> None:
+    points = cumulative(values)
+    assert points[-1] == (max(values), 100.0)
+    assert [share for _, share in points] == sorted(share for _, share in points)
+
+
+@given(st.floats(1e-6, 1e9))
+def test_ticks_cover_the_axis_with_few_round_numbers(most: float) -> None:
+    found = ticks(most)
+    assert found[0] == 0
+    assert found[-1] >= most * 0.999
+    assert len(found) <= 12
+
+
+def test_a_chart_of_nothing_says_so() -> None:
+    assert line_chart({"a": []}, x_title="x", y_title="y") == "<p>nothing to draw</p>"
+
+
+def test_the_stand_in_knows_who_asks() -> None:
+    def body(schema: dict[str, Any] | None, *parts: dict[str, Any]) -> dict[str, Any]:
+        config = {"generationConfig": {"responseJsonSchema": schema}} if schema else {}
+        return {"contents": [{"parts": list(parts)}]} | config
+
+    photo = {"inlineData": {"mimeType": "image/jpeg", "data": ""}}
+    foods = {"properties": {"foods": {}, "confidence": {}}}
+    assert purpose_of(body(foods, photo)) == "sofia_image"
+    assert purpose_of(body({"properties": {"sections": {}}}, photo)) == "medical_exam"
+    assert purpose_of(body({"properties": {"foods": {}}})) == "sofia_text"
+    assert purpose_of(body(None, {"text": "oi"})) == "unified_assistant"
+
+
+def test_without_a_checkout_the_command_says_where_the_gate_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="make bench"):
+        run_gate([], tmp_path)
