@@ -70,10 +70,16 @@ class Settings(BaseSettings):
     ollama_vision_model: str | None = Field(None, description="vision model; unset, photos do not go to Ollama")
     ollama_num_ctx: int = Field(4096, ge=512, description="constant, since a change reloads the model")
     ollama_slots: int = Field(1, ge=1, le=64, description="calls to Ollama at the same time (OLLAMA_NUM_PARALLEL)")
+    ollama_max_waiting: int = Field(64, ge=1, le=10_000, description="calls in line for Ollama; more go elsewhere")
     gemini_api_key: SecretStr | None = Field(None, description="unset, Gemini is not asked")
     gemini_model: str = Field("gemini-2.5-flash", description="model for text and vision")
     gemini_url: str = Field("https://generativelanguage.googleapis.com", description="base address of the Gemini API")
     gemini_slots: int = Field(8, ge=1, le=256, description="calls to Gemini at the same time")
+    gemini_rpm: int | None = Field(None, ge=2, description="requests a minute that your quota allows; unset, no limit")
+    gemini_tpm: int | None = Field(None, ge=1000, description="tokens a minute that your quota allows; unset, no limit")
+    gemini_usd_per_day: float | None = Field(
+        None, gt=0, description="list price at which Gemini is left alone until midnight in California"
+    )
 
     local_only: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(), description="types of job (comma-separated, or all) whose prompts never leave for Gemini"

@@ -20,8 +20,10 @@ from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, threads_per_child
 from aiworker.inference.weights import resolve_weights
 from aiworker.llm.gemini import ALL, GeminiModel
+from aiworker.llm.lane import LaneRules
 from aiworker.llm.ollama import OllamaModel
-from aiworker.llm.router import ModelRouter, Provider
+from aiworker.llm.pursuit import Provider
+from aiworker.llm.router import ModelRouter
 from aiworker.media.fetch import HttpImageSource, MediaLimits
 from aiworker.queue.listen import Listener
 from aiworker.queue.postgres import PostgresQueue, QueueRules
@@ -30,6 +32,8 @@ from aiworker.settings import Settings
 from aiworker.telemetry.metrics import Metrics
 
 _MB = 1_000_000
+# Long enough that a quiet half hour does not cost the next job a load, short enough to give the memory back at night.
+_KEEP_ALIVE_S = 1800
 
 
 def database_url(settings: Settings) -> str:
@@ -75,9 +79,7 @@ async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
         pool = _pool(settings, metrics)
         await pool.start()
         stack.push_async_callback(pool.stop)
-        router = ModelRouter(
-            _providers(settings), {"ollama": settings.ollama_slots, "gemini": settings.gemini_slots}, metrics
-        )
+        router = ModelRouter(_providers(settings), _lane_rules(settings), metrics)
         images = HttpImageSource(_media_limits(settings))
         stack.push_async_callback(router.close)
         stack.push_async_callback(images.close)
@@ -134,7 +136,11 @@ def _providers(settings: Settings) -> dict[str, Provider]:
     providers: dict[str, Provider] = {}
     if settings.ollama_url:
         providers["ollama"] = OllamaModel(
-            settings.ollama_url, settings.ollama_model, settings.ollama_vision_model, settings.ollama_num_ctx
+            settings.ollama_url,
+            settings.ollama_model,
+            settings.ollama_vision_model,
+            settings.ollama_num_ctx,
+            keep_alive=f"{_KEEP_ALIVE_S}s",
         )
     if settings.gemini_api_key:
         providers["gemini"] = GeminiModel(
@@ -150,6 +156,19 @@ def local_only_types(settings: Settings) -> frozenset[str]:
         known = ", ".join((ALL, *ANALYSES))
         raise ConfigurationError(f"LOCAL_ONLY names no job type: {', '.join(sorted(unknown))}; there are {known}")
     return settings.local_only
+
+
+def _lane_rules(settings: Settings) -> dict[str, LaneRules]:
+    ollama = LaneRules(
+        settings.ollama_slots, max_waiting=settings.ollama_max_waiting, local=True, keep_alive_s=_KEEP_ALIVE_S
+    )
+    gemini = LaneRules(
+        settings.gemini_slots,
+        requests_per_minute=settings.gemini_rpm,
+        tokens_per_minute=settings.gemini_tpm,
+        usd_per_day=settings.gemini_usd_per_day,
+    )
+    return {"ollama": ollama, "gemini": gemini}
 
 
 def _media_limits(settings: Settings) -> MediaLimits:

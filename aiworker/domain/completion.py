@@ -45,7 +45,9 @@ class PromptRequest:
 
     `purpose` is the name of the analysis. With `answer` set, the model must return JSON that validates as that pydantic
     model. With `tools` set, it may ask for one of them instead of answering; an empty `prompt` then goes on from the
-    last turn. With `local_only`, no provider outside this server may be asked.
+    last turn. With `local_only`, no provider outside this server may be asked. With `hedge`, a second provider is asked
+    as soon as the first is unusually late, not only at the last moment. With `allow_degraded`, the caller can answer
+    by rule, and is told shortly before the deadline that nobody will.
     """
 
     purpose: str
@@ -60,6 +62,8 @@ class PromptRequest:
     temperature: float = 0.2
     seed: int | None = None
     local_only: bool = False
+    hedge: bool = False
+    allow_degraded: bool = True
 
 
 @dataclass(frozen=True, slots=True)

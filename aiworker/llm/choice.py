@@ -1,98 +1,179 @@
-"""Which provider is asked next, for how long, and how long one that failed is left alone. Pure."""
+"""What one request does next: send, hedge, leave, wait, or give up while there is time to answer without. Pure.
+
+A provider is *safe* when 19 of 20 of its answers would come in time, *possible* when half of them would.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from aiworker.domain.errors import ProviderError, ProviderRateLimited, ProviderTimeout, ProviderUnavailable
+from aiworker.llm.situation import (
+    NOT_CONFIGURED,
+    SLOTS_FULL,
+    TIMED_OUT,
+    TOO_LATE,
+    Ask,
+    Decision,
+    GiveUp,
+    Leave,
+    Run,
+    Send,
+    Standing,
+    Try,
+    Wait,
+)
 
-NOT_CONFIGURED = "not_configured"
-NO_VISION = "no_vision"
-TOO_LATE = "deadline_exceeded"
-
-LEAST_S = 0.5
-FIRST_SHARE = 0.6
-REST_S = 5.0
-REST_PER_DAY_S = 3600.0
-OUTAGES_BEFORE_REST = 3
+MOST_TRIES = 4
+# Of the whole time, for a provider of which nothing is known: one that hangs leaves the next one its chance.
+_UNKNOWN_LIKELY = 0.1
+_UNKNOWN_SAFE = 0.4
+# A call that takes so many times what 19 of 20 take will not come any more.
+_HOPELESS = 3.0
+_HOPELESS_LEAST = 4.0
+# Predictions of a moment are compared with clocks: this much apart is the same moment.
+_SAME_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What is known of one provider now. `resting_s` is how long it is left alone, because of `rest_code`."""
+class _Option:
+    name: str
+    ready_at: float
+    likely_s: float
+    safe_s: float
+    late_s: float
+    known: bool
 
-    sees_images: bool
-    resting_s: float = 0.0
-    rest_code: str = ""
+    def safe(self, end_at: float) -> bool:
+        return self.ready_at + self.safe_s <= end_at + _SAME_S
 
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """`name` is None when nobody is left. `skipped` maps those passed over to why; `back_in_s` is the shortest rest."""
-
-    name: str | None
-    budget_s: float = 0.0
-    skipped: dict[str, str] = field(default_factory=dict)
-    back_in_s: float | None = None
+    def possible(self, end_at: float) -> bool:
+        return self.ready_at + self.likely_s <= end_at + _SAME_S
 
 
-def choose(
-    order: Sequence[str],
-    standings: Mapping[str, Standing],
-    *,
-    failed: Mapping[str, str],
-    needs_images: bool,
-    remaining_s: float,
-) -> Choice:
-    """The next of `order` that can answer. All but the last one get `FIRST_SHARE` of the time, so that one that hangs
-    leaves the next one its chance."""
-    skipped: dict[str, str] = {}
-    able: list[str] = []
-    rests: list[float] = []
-    for name in dict.fromkeys(order):
-        if name in failed:
+def decide(
+    ask: Ask, standings: Mapping[str, Standing], tries: Mapping[str, Try], runs: Sequence[Run], now: float
+) -> Decision:
+    """The next step of `ask`. Every `Wait` ends after `now`; without runs it ends where a provider is ready."""
+    if now >= ask.end_at - _SAME_S:
+        return _give_up(ask, standings, tries, runs, now)
+    busy = {run.name for run in runs}
+    options = {name: _option(ask, standings[name], tries.get(name), name, now) for name in _usable(ask, standings)}
+    free = [
+        option
+        for name, option in options.items()
+        if name not in busy
+        and not _spent(tries.get(name))
+        and option.possible(ask.end_at)
+        and (standings[name].worth_waiting or option.ready_at <= now)
+    ]
+    sent = [run for run in runs if run.sent_at is not None]
+    if sent:
+        return _beside(ask, sent, options, free, now)
+    if runs:
+        return _in_line(ask, options[runs[0].name], free, now)
+    ready = [option for option in free if option.ready_at <= now]
+    if ready:
+        safe = [option for option in ready if option.safe(ask.end_at)]
+        return Send((safe or sorted(ready, key=lambda option: option.likely_s))[0].name)
+    if free:
+        return Wait(min(option.ready_at for option in free))
+    return _give_up(ask, standings, tries, runs, now)
+
+
+def _usable(ask: Ask, standings: Mapping[str, Standing]) -> list[str]:
+    return [name for name in dict.fromkeys(ask.order) if name in standings and not standings[name].never]
+
+
+def _spent(tried: Try | None) -> bool:
+    return tried is not None and (tried.final or tried.count >= MOST_TRIES)
+
+
+def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: float) -> _Option:
+    outlook = standing.outlook
+    if outlook is None:
+        likely_s = max(ask.least_s, _UNKNOWN_LIKELY * ask.total_s)
+        safe_s = late_s = _UNKNOWN_SAFE * ask.total_s
+    else:
+        likely_s, safe_s, late_s = outlook.likely_s, outlook.safe_s, outlook.late_s
+    ready_at = max(now, standing.ready_at, tried.not_before if tried else now)
+    wait_s = standing.wait_s
+    return _Option(name, ready_at, wait_s + likely_s, wait_s + safe_s, late_s, outlook is not None)
+
+
+def _in_line(ask: Ask, own: _Option, free: Sequence[_Option], now: float) -> Decision:
+    """Stays while it can make it, but no longer than until another one's last safe moment."""
+    others = [option for option in free if option.ready_at <= now]
+    last_moments = [ask.end_at - option.safe_s for option in others]
+    due = any(moment <= now + _SAME_S for moment in last_moments)
+    safe_elsewhere = any(option.safe(ask.end_at) for option in others)
+    if not own.safe(ask.end_at) and safe_elsewhere:
+        return Leave(own.name, SLOTS_FULL)
+    if own.safe(ask.end_at) and due and safe_elsewhere:
+        return Leave(own.name, SLOTS_FULL)
+    if not own.possible(ask.end_at):
+        return Leave(own.name, SLOTS_FULL)
+    moments = [*last_moments, ask.end_at - own.safe_s, ask.end_at - own.likely_s, ask.end_at]
+    moments += [option.ready_at for option in free]
+    return Wait(min(moment for moment in moments if moment > now + _SAME_S))
+
+
+def _beside(
+    ask: Ask, sent: Sequence[Run], options: Mapping[str, _Option], free: Sequence[_Option], now: float
+) -> Decision:
+    """A call is out. Another one goes out beside it when it is late, or when this is the other one's last moment."""
+    moments = [ask.end_at]
+    for option in free:
+        start_at = max(option.ready_at, _second_at(ask, sent, options, option))
+        if start_at <= now + _SAME_S:
+            return Send(option.name)
+        moments.append(start_at)
+    for run in sent:
+        own = options.get(run.name)
+        if own is None or not own.known or run.sent_at is None:
             continue
-        standing = standings.get(name)
-        reason = _why_not(standing, needs_images, remaining_s)
-        if reason is None:
-            able.append(name)
-            continue
-        skipped[name] = reason
-        if standing and reason == standing.rest_code:
-            rests.append(standing.resting_s)
-    if not able:
-        return Choice(None, skipped=skipped, back_in_s=min(rests, default=None))
-    followed = len(able) > 1 and remaining_s * (1 - FIRST_SHARE) >= LEAST_S
-    return Choice(able[0], remaining_s * FIRST_SHARE if followed else remaining_s, skipped)
+        hopeless_at = run.sent_at + max(_HOPELESS * own.late_s, _HOPELESS_LEAST * ask.least_s)
+        if hopeless_at > now + _SAME_S:
+            moments.append(hopeless_at)
+        elif not free and now + own.late_s <= ask.end_at:
+            return Leave(run.name, TIMED_OUT)
+    return Wait(min(moment for moment in moments if moment > now + _SAME_S))
 
 
-def _why_not(standing: Standing | None, needs_images: bool, remaining_s: float) -> str | None:
+def _second_at(ask: Ask, sent: Sequence[Run], options: Mapping[str, _Option], second: _Option) -> float:
+    last_moment = ask.end_at - second.safe_s
+    late, half_done = [], []
+    for run in sent:
+        own = options.get(run.name)
+        sent_at = run.since if run.sent_at is None else run.sent_at
+        late.append(sent_at + max(own.late_s if own else 0.0, ask.least_s))
+        half_done.append(sent_at + (own.likely_s if own else 0.0))
+    rescue_at = max(*half_done, last_moment) if half_done else last_moment
+    return min(max(late), rescue_at) if ask.hedge else rescue_at
+
+
+def why_not(ask: Ask, standing: Standing | None, tried: Try | None, now: float) -> str:
+    """The code of what keeps a provider that is not being asked from answering."""
     if standing is None:
         return NOT_CONFIGURED
-    if needs_images and not standing.sees_images:
-        return NO_VISION
-    if standing.resting_s > 0:
-        return standing.rest_code
-    return TOO_LATE if remaining_s < LEAST_S else None
+    if standing.never:
+        return standing.never
+    if tried:
+        return tried.code
+    if standing.ready_at > now:
+        return standing.reason
+    return SLOTS_FULL if standing.wait_s > 0 and now < ask.end_at else TOO_LATE
 
 
-def outages_after(error: ProviderError, outages_in_row: int) -> int:
-    """The count after `error`. Waiting for our own slot says nothing of the provider, and a bad answer is no outage."""
-    if error.details.get("phase") == "slot":
-        return outages_in_row
-    return outages_in_row + 1 if isinstance(error, ProviderUnavailable | ProviderTimeout) else 0
-
-
-def rest_after(error: ProviderError, outages_in_row: int) -> float:
-    """Seconds for which a provider that failed so is left alone; 0 for a fault of the one request.
-
-    A server that does not even take the connection rests at once; one that fails now and then, after a few in a row.
-    """
-    if isinstance(error, ProviderRateLimited):
-        return max(error.retry_after or REST_S, REST_PER_DAY_S if error.per_day else 0.0)
-    phase = error.details.get("phase")
-    if phase == "slot" or not isinstance(error, ProviderUnavailable | ProviderTimeout):
-        return 0.0
-    dead = phase == "connect" or outages_in_row >= OUTAGES_BEFORE_REST
-    return max(error.retry_after or 0.0, REST_S if dead else 0.0)
+def _give_up(
+    ask: Ask, standings: Mapping[str, Standing], tries: Mapping[str, Try], runs: Sequence[Run], now: float
+) -> GiveUp:
+    asked = {run.name for run in runs if run.sent_at is not None}
+    reasons = {
+        name: TIMED_OUT if name in asked else why_not(ask, standings.get(name), tries.get(name), now)
+        for name in dict.fromkeys(ask.order)
+    }
+    rests = [
+        standing.ready_at - now for standing in standings.values() if not standing.never and standing.ready_at > now
+    ]
+    return GiveUp(reasons, min(rests, default=None))

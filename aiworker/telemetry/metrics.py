@@ -66,6 +66,21 @@ class Metrics:
         self.provider_up = Gauge(
             "aiworker_llm_provider_up", "0 while its circuit breaker is open", ["provider"], registry=r
         )
+        self.llm_wait_seconds = Histogram(
+            "aiworker_llm_wait_seconds", "In our line for a slot", ["provider"], buckets=_SECONDS, registry=r
+        )
+        self.llm_wasted = Counter(
+            "aiworker_llm_wasted_calls", "Calls that gave no answer, by why", ["provider", "reason"], registry=r
+        )
+        self.llm_spills = Counter(
+            "aiworker_llm_spills", "Answers by another than this provider, by why", ["provider", "reason"], registry=r
+        )
+        self.llm_unanswered = Counter("aiworker_llm_unanswered", "Requests that nobody could answer", registry=r)
+        self.llm_breaker = Gauge("aiworker_llm_breaker", "1 in the state it is in", ["provider", "state"], registry=r)
+        self.llm_slots = Gauge("aiworker_llm_slots", "Calls by where they are", ["provider", "place"], registry=r)
+        self.llm_cost_today = Gauge(
+            "aiworker_llm_cost_today_usd", "Since midnight in California", ["provider"], registry=r
+        )
         self.http_seconds = Histogram(
             "aiworker_http_request_seconds", "Requests", ["route", "status"], buckets=_SECONDS, registry=r
         )

@@ -22,6 +22,7 @@ from aiworker.domain.errors import (
     ProviderRefused,
 )
 from aiworker.llm.gemini import GeminiModel
+from aiworker.llm.lane import LaneRules
 from aiworker.llm.ollama import OllamaModel
 from aiworker.llm.router import ModelRouter
 from aiworker.telemetry.metrics import Metrics
@@ -64,7 +65,8 @@ async def router(ollama: FakeOllama, gemini: FakeGemini, metrics: Metrics) -> As
         "ollama": OllamaModel(ollama.url, "llama3.2:3b", None, 4096),
         "gemini": GeminiModel(SecretStr("k"), "gemini-2.5-flash", gemini.url),
     }
-    running = ModelRouter(providers, {"ollama": 1, "gemini": 4}, metrics)
+    rules = {"ollama": LaneRules(1, local=True), "gemini": LaneRules(4)}
+    running = ModelRouter(providers, rules, metrics)
     yield running
     await running.close()
 
@@ -77,17 +79,16 @@ async def test_first_in_order_answers(router: ModelRouter, metrics: Metrics) -> 
         metrics.registry.get_sample_value("aiworker_llm_calls_total", {"provider": "ollama", "outcome": "answered"})
         == 1
     )
-    assert router.snapshot()["ollama"] == {
-        "state": "up",
-        "resting_s": 0.0,
-        "reason": None,
-        "sees_images": False,
-        "slots": 1,
+    seen = router.snapshot()["ollama"]
+    assert {name: seen[name] for name in ("state", "in_use", "waiting", "answered", "failed", "sees_images")} == {
+        "state": "closed",
         "in_use": 0,
         "waiting": 0,
         "answered": 1,
         "failed": 0,
+        "sees_images": False,
     }
+    assert seen["tokens_per_s"] == 100
 
 
 async def test_image_passes_over_who_cannot_see(router: ModelRouter, ollama: FakeOllama) -> None:
@@ -127,11 +128,21 @@ async def test_dead_provider_is_left_alone_for_a_while(router: ModelRouter, olla
     await ollama.start()
     assert (await router.complete(ask(), soon())).provider == "gemini"
     assert ollama.requests == []
-    assert router.snapshot()["ollama"]["state"] == "resting"
+    assert router.snapshot()["ollama"]["state"] == "open"
+    # Where there is nobody else, it is waited for: the first rest is a second.
+    assert (await router.complete(ask("ollama"), soon())).provider == "ollama"
+    assert router.snapshot()["ollama"]["state"] == "closed"
+
+
+async def test_delay_beyond_the_deadline_is_not_waited_for(router: ModelRouter, gemini: FakeGemini) -> None:
+    gemini.script(Reply(status=429, body=error_body(429, "RESOURCE_EXHAUSTED", quota_details("PerMinute", "53s"))))
+    with pytest.raises(ProviderRateLimited):
+        await router.complete(ask("gemini", "other"), soon())
     with pytest.raises(NoProvider) as caught:
-        await router.complete(ask("ollama"), soon())
-    assert caught.value.reasons == {"ollama": "provider_unreachable"}
-    assert 0 < (caught.value.retry_after or 0) <= 5
+        await router.complete(ask("gemini", "other"), soon())
+    assert caught.value.reasons == {"gemini": "provider_rate_limited", "other": "not_configured"}
+    assert 50 < (caught.value.retry_after or 0) <= 53
+    assert len(gemini.requests) == 1
 
 
 async def test_retry_after_is_honoured(router: ModelRouter, gemini: FakeGemini) -> None:
@@ -146,7 +157,7 @@ async def test_retry_after_is_honoured(router: ModelRouter, gemini: FakeGemini) 
 async def test_everybody_failing_is_no_provider_with_reasons(
     router: ModelRouter, ollama: FakeOllama, gemini: FakeGemini
 ) -> None:
-    ollama.script(Reply(status=500, body={"error": "boom"}))
+    ollama.script(*[Reply(status=500, body={"error": "boom"})] * 4)
     gemini.script(Reply("x", finish="SAFETY"))
     with pytest.raises(NoProvider) as caught:
         await router.complete(ask("ollama", "gemini", "other"), soon())
@@ -163,7 +174,7 @@ async def test_the_only_provider_configured_speaks_for_itself(gemini: FakeGemini
     gemini.script(Reply("x", finish="SAFETY"))
     with pytest.raises(ProviderRefused):
         await router.complete(ask(), soon())
-    quota = error_body(429, "RESOURCE_EXHAUSTED", quota_details("PerMinute", "9s"))
+    quota = error_body(429, "RESOURCE_EXHAUSTED", quota_details("PerMinute", "53s"))
     gemini.script(Reply(status=429, body=quota))
     with pytest.raises(ProviderRateLimited):
         await router.complete(ask(), soon())
@@ -221,6 +232,6 @@ async def test_only_failures_in_a_row_are_a_reason_to_rest(router: ModelRouter, 
     ollama.script(bad, bad, Reply(), bad, bad, bad)
     answered_by = [(await router.complete(ask(), soon())).provider for _ in range(5)]
     assert answered_by == ["gemini", "gemini", "ollama", "gemini", "gemini"]
-    assert router.snapshot()["ollama"]["state"] == "up"
+    assert router.snapshot()["ollama"]["state"] == "closed"
     await router.complete(ask(), soon())
-    assert router.snapshot()["ollama"]["state"] == "resting"
+    assert router.snapshot()["ollama"]["state"] == "open"

@@ -1,120 +1,199 @@
+"""`decide` over situations that hypothesis makes up, and over the ones that matter most by name."""
+
 from __future__ import annotations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiworker.domain.errors import (
-    AnswerInvalid,
-    ProviderError,
-    ProviderMisconfigured,
-    ProviderRateLimited,
-    ProviderRefused,
-    ProviderTimeout,
-    ProviderUnavailable,
-)
-from aiworker.llm.choice import (
-    LEAST_S,
+from aiworker.llm.choice import MOST_TRIES, decide, why_not
+from aiworker.llm.forecast import Outlook
+from aiworker.llm.situation import (
     NO_VISION,
     NOT_CONFIGURED,
-    REST_S,
+    SLOTS_FULL,
+    TIMED_OUT,
     TOO_LATE,
+    Ask,
+    GiveUp,
+    Leave,
+    Run,
+    Send,
     Standing,
-    choose,
-    outages_after,
-    rest_after,
+    Try,
+    Wait,
 )
 
-NAMES = ("a", "b", "c")
-STANDINGS = st.builds(
-    lambda sees, rest: Standing(sees, rest, "provider_unavailable" if rest else ""),
-    st.booleans(),
-    st.one_of(st.just(0.0), st.floats(0.1, 60)),
-)
-ORDERS = st.lists(st.sampled_from(NAMES), max_size=5)
+NOW = 1000.0
+NAMES = ("ollama", "gemini", "third")
 
 
-@given(
-    ORDERS,
-    st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, STANDINGS)),
-    st.dictionaries(st.sampled_from(NAMES), st.just("provider_error")),
-    st.booleans(),
-    st.floats(0, 120),
+def ask(total_s: float = 15.0, *, order: tuple[str, ...] = ("ollama", "gemini"), hedge: bool = False) -> Ask:
+    return Ask(order, NOW + total_s, total_s, least_s=0.25, hedge=hedge)
+
+
+def takes(likely_s: float, safe_s: float) -> Outlook:
+    return Outlook(likely_s, likely_s, safe_s, safe_s)
+
+
+FAST, SLOW = Standing(outlook=takes(1, 2)), Standing(outlook=takes(6, 20))
+
+outlooks = st.builds(lambda likely, more: takes(likely, likely * more), st.floats(0.05, 30), st.floats(1, 5))
+standings = st.builds(
+    Standing,
+    ready_at=st.one_of(st.just(0.0), st.floats(NOW - 5, NOW + 40)),
+    reason=st.just("provider_unavailable"),
+    wait_s=st.one_of(st.just(0.0), st.floats(0, 30)),
+    outlook=st.one_of(st.none(), outlooks),
+    never=st.sampled_from(["", "", "", NO_VISION]),
+    worth_waiting=st.booleans(),
 )
-@settings(deadline=None)
-def test_choice_holds_its_promises(
-    order: list[str], standings: dict[str, Standing], failed: dict[str, str], needs_images: bool, remaining_s: float
-) -> None:
-    choice = choose(order, standings, failed=failed, needs_images=needs_images, remaining_s=remaining_s)
-    able = [
+tries = st.builds(
+    Try, st.just("provider_unavailable"), st.integers(1, MOST_TRIES), st.floats(NOW - 5, NOW + 3), st.booleans()
+)
+sent_ago = st.one_of(st.none(), st.floats(0, 20))
+
+
+@st.composite
+def situations(draw: st.DrawFn):
+    order = tuple(draw(st.lists(st.sampled_from(NAMES), max_size=4)))
+    known = draw(st.dictionaries(st.sampled_from(NAMES), standings))
+    askable = [name for name in dict.fromkeys(order) if name in known and not known[name].never]
+    running = draw(st.lists(st.sampled_from(askable), unique=True)) if askable else []
+    ago = [draw(sent_ago) for _ in running]
+    runs = [Run(name, NOW - 20, None if s is None else NOW - s) for name, s in zip(running, ago, strict=True)]
+    tried = draw(st.dictionaries(st.sampled_from(NAMES), tries))
+    wanted = Ask(order, NOW + draw(st.floats(-1, 30)), draw(st.floats(0.1, 30)), 0.25, draw(st.booleans()))
+    return wanted, known, tried, runs
+
+
+@given(situations())
+@settings(deadline=None, max_examples=400)
+def test_decision_holds_its_promises(situation) -> None:
+    wanted, known, tried, runs = situation
+    step = decide(wanted, known, tried, runs, NOW)
+    running = {run.name for run in runs}
+    match step:
+        case Send(name):
+            assert name in wanted.order
+            assert name not in running
+            assert not known[name].never
+            assert known[name].ready_at <= NOW
+            assert name not in tried or (not tried[name].final and tried[name].count < MOST_TRIES)
+            assert name not in tried or tried[name].not_before <= NOW
+            outlook = known[name].outlook
+            if outlook:
+                # Nobody is asked who would more likely than not be late.
+                assert NOW + known[name].wait_s + outlook.likely_s <= wanted.end_at + 1e-3
+        case Leave(name, code):
+            assert name in running
+            assert code in (SLOTS_FULL, TIMED_OUT)
+        case Wait(until):
+            assert NOW < until <= max(wanted.end_at, NOW)
+            if not runs:
+                assert any(known[name].ready_at == until or tried.get(name) for name in wanted.order if name in known)
+        case GiveUp(reasons, _):
+            assert set(reasons) == set(wanted.order)
+            assert wanted.end_at - 1e-3 <= NOW or not runs
+
+
+@given(situations())
+@settings(deadline=None, max_examples=200)
+def test_who_can_make_it_is_asked(situation) -> None:
+    wanted, known, _, _ = situation
+    step = decide(wanted, known, {}, [], NOW)
+    safe = [
         name
-        for name in order
-        if name in standings
-        and name not in failed
-        and standings[name].resting_s == 0
-        and (standings[name].sees_images or not needs_images)
-        and remaining_s >= LEAST_S
+        for name in dict.fromkeys(wanted.order)
+        if name in known
+        and not known[name].never
+        and known[name].ready_at <= NOW
+        and known[name].outlook
+        and NOW + known[name].wait_s + known[name].outlook.safe_s <= wanted.end_at
     ]
-    assert set(choice.skipped) == set(order) - set(failed) - set(able)
-    if not able:
-        assert choice.name is None
-        return
-    assert choice.name == able[0]
-    assert 0 < choice.budget_s <= remaining_s
-    if len(set(able)) == 1:
-        assert choice.budget_s == remaining_s
-    elif remaining_s >= 2:
-        assert remaining_s - choice.budget_s >= LEAST_S
+    if safe and wanted.end_at - 1e-3 > NOW:
+        assert isinstance(step, Send)
+        # One before it in the order may be unknown, and then gets its chance.
+        assert step.name in safe or known[step.name].outlook is None
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"ollama": FAST, "gemini": FAST}, Send("ollama")),
+        ({"ollama": SLOW, "gemini": FAST}, Send("gemini")),
+        ({"ollama": SLOW}, Send("ollama")),
+        ({"ollama": Standing(wait_s=12, outlook=takes(2, 4)), "gemini": FAST}, Send("gemini")),
+        ({"ollama": Standing(wait_s=10, outlook=takes(2, 4)), "gemini": FAST}, Send("ollama")),
+        ({"ollama": Standing(), "gemini": Standing()}, Send("ollama")),
+        ({"ollama": Standing(never=NO_VISION), "gemini": Standing(NOW + 5, "x", outlook=takes(1, 2))}, Wait(NOW + 5)),
+        ({"ollama": SLOW, "gemini": Standing(NOW + 5, "x", outlook=takes(1, 2))}, Send("ollama")),
+        ({"gemini": Standing(NOW + 14.5, "x", outlook=takes(1, 2))}, None),
+        ({"gemini": Standing(NOW + 5, "x", outlook=takes(1, 2), worth_waiting=False)}, None),
+        ({"ollama": Standing(outlook=takes(20, 30))}, None),
+    ],
+)
+def test_first_step(known, expected) -> None:
+    step = decide(ask(), known, {}, [], NOW)
+    assert step == expected if expected else isinstance(step, GiveUp)
+
+
+def test_second_is_asked_when_the_first_is_unusually_late_or_at_the_last_moment() -> None:
+    known = {"ollama": Standing(outlook=takes(2, 4)), "gemini": Standing(outlook=takes(1, 3))}
+    runs = [Run("ollama", NOW, NOW)]
+    assert decide(ask(hedge=True), known, {}, runs, NOW) == Wait(NOW + 4)
+    assert decide(ask(), known, {}, runs, NOW) == Wait(NOW + 12)
+    assert decide(ask(hedge=True), known, {}, runs, NOW + 4) == Send("gemini")
+    assert decide(ask(), known, {}, runs, NOW + 12) == Send("gemini")
+
+
+def test_hanging_stranger_leaves_the_next_one_its_chance() -> None:
+    known = {"ollama": Standing(), "gemini": Standing()}
+    assert decide(ask(10), known, {}, [Run("ollama", NOW, NOW)], NOW) == Wait(NOW + 6)
+
+
+def test_in_line_until_the_others_last_moment() -> None:
+    runs = [Run("ollama", NOW)]
+    known = {"ollama": Standing(wait_s=5, outlook=takes(1, 2)), "gemini": Standing(outlook=takes(1, 3))}
+    assert decide(ask(), known, {}, runs, NOW) == Wait(NOW + 8)
+    assert decide(ask(), known, {}, runs, NOW + 12) == Leave("ollama", SLOTS_FULL)
+    longer = known | {"ollama": Standing(wait_s=14, outlook=takes(1, 2))}
+    assert decide(ask(), longer, {}, runs, NOW) == Leave("ollama", SLOTS_FULL)
+    # With nobody else, it stays while half of its answers would come in time.
+    assert decide(ask(15.5), {"ollama": longer["ollama"]}, {}, runs, NOW) == Wait(NOW + 0.5)
+    assert decide(ask(14.5), {"ollama": longer["ollama"]}, {}, runs, NOW) == Leave("ollama", SLOTS_FULL)
+
+
+def test_hopeless_call_is_taken_back_while_another_try_fits() -> None:
+    known = {"ollama": Standing(outlook=takes(1, 2))}
+    runs = [Run("ollama", NOW, NOW)]
+    assert decide(ask(), known, {}, runs, NOW) == Wait(NOW + 6)
+    assert decide(ask(), known, {}, runs, NOW + 6) == Leave("ollama", TIMED_OUT)
+    # Too late for another try, this one may as well go on.
+    assert decide(ask(7), known, {}, runs, NOW + 6) == Wait(NOW + 7)
 
 
 def test_each_reason_is_told() -> None:
-    standings = {
-        "ollama": Standing(sees_images=False),
-        "gemini": Standing(sees_images=True, resting_s=4.0, rest_code="provider_rate_limited"),
+    known = {
+        "ollama": Standing(never=NO_VISION),
+        "gemini": Standing(NOW + 40, "provider_rate_limited"),
+        "third": Standing(wait_s=20, outlook=takes(1, 2)),
+        "late": Standing(outlook=takes(20, 30)),
     }
-    choice = choose(("other", "ollama", "gemini"), standings, failed={}, needs_images=True, remaining_s=9)
-    assert choice.name is None
-    assert choice.skipped == {"other": NOT_CONFIGURED, "ollama": NO_VISION, "gemini": "provider_rate_limited"}
-    assert choice.back_in_s == 4.0
+    step = decide(ask(order=("other", *known)), known, {}, [], NOW)
+    assert step == GiveUp(
+        {
+            "other": NOT_CONFIGURED,
+            "ollama": NO_VISION,
+            "gemini": "provider_rate_limited",
+            "third": SLOTS_FULL,
+            "late": TOO_LATE,
+        },
+        40,
+    )
+    assert why_not(ask(), known["gemini"], Try("answer_invalid"), NOW) == "answer_invalid"
 
 
-def test_too_little_time_is_not_spent() -> None:
-    choice = choose(("a",), {"a": Standing(True)}, failed={}, needs_images=False, remaining_s=LEAST_S / 2)
-    assert (choice.name, choice.skipped) == (None, {"a": TOO_LATE})
-
-
-@pytest.mark.parametrize(
-    ("error", "in_row", "rest_s"),
-    [
-        (ProviderUnavailable(phase="connect"), 1, REST_S),
-        (ProviderTimeout(phase="connect"), 1, REST_S),
-        (ProviderUnavailable(phase="total"), 1, 0),
-        (ProviderUnavailable(phase="total"), 3, REST_S),
-        (ProviderUnavailable(retry_after=9), 1, 9),
-        (ProviderTimeout(phase="first_token"), 2, 0),
-        (ProviderTimeout(phase="first_token"), 3, REST_S),
-        (ProviderTimeout(phase="slot"), 30, 0),
-        (ProviderRateLimited(retry_after=53), 1, 53),
-        (ProviderRateLimited(), 1, REST_S),
-        (ProviderRateLimited(retry_after=2, scope="day"), 1, 3600),
-        (ProviderMisconfigured(), 9, 0),
-        (ProviderRefused(), 9, 0),
-        (AnswerInvalid(), 9, 0),
-    ],
-)
-def test_rest(error: ProviderError, in_row: int, rest_s: float) -> None:
-    assert rest_after(error, in_row) == rest_s
-
-
-@pytest.mark.parametrize(
-    ("error", "before", "after"),
-    [
-        (ProviderUnavailable(phase="total"), 2, 3),
-        (ProviderTimeout(phase="first_token"), 0, 1),
-        (ProviderTimeout(phase="slot"), 2, 2),
-        (AnswerInvalid(), 2, 0),
-        (ProviderRefused(), 2, 0),
-    ],
-)
-def test_outages_in_row(error: ProviderError, before: int, after: int) -> None:
-    assert outages_after(error, before) == after
+def test_who_still_runs_at_the_end_timed_out() -> None:
+    step = decide(ask(), {"ollama": FAST, "gemini": FAST}, {}, [Run("ollama", NOW, NOW)], NOW + 15)
+    assert step == GiveUp({"ollama": TIMED_OUT, "gemini": TOO_LATE}, None)

@@ -1,72 +1,86 @@
 from __future__ import annotations
 
-import asyncio
-
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from aiworker.domain.deadline import Deadline
-from aiworker.domain.errors import ProviderTimeout
-from aiworker.llm.slots import Slots
+from aiworker.llm.slots import Slots, Ticket, predicted_wait
 
 
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
+def ticket(deadline: float, log: list[tuple[float, bool]], expected_s: float | None = None) -> Ticket:
+    return Ticket(deadline, expected_s, lambda granted: log.append((deadline, granted)))
 
 
-@given(st.lists(st.integers(0, 50), unique=True, min_size=1, max_size=12))
-@settings(deadline=None)
-def test_slots_go_to_the_most_urgent(urgencies: list[int]) -> None:
-    async def scenario() -> list[int]:
-        slots, served, gate = Slots("ollama", 1), [], asyncio.Event()
-        start = Deadline.after(1000).at
-
-        async def first() -> None:
-            async with slots.hold(Deadline.after(60)):
-                await gate.wait()
-
-        async def call(urgency: int) -> None:
-            async with slots.hold(Deadline(start + urgency)):
-                served.append(urgency)
-
-        holder = asyncio.create_task(first())
-        await settle()
-        calls = [asyncio.create_task(call(urgency)) for urgency in urgencies]
-        await settle()
-        assert (slots.in_use, slots.waiting) == (1, len(urgencies))
-        gate.set()
-        await asyncio.gather(holder, *calls)
-        assert (slots.in_use, slots.waiting) == (0, 0)
-        return served
-
-    assert asyncio.run(scenario()) == sorted(urgencies)
-
-
-async def test_no_slot_in_time_is_a_timeout() -> None:
-    slots = Slots("ollama", 1)
-    async with slots.hold(Deadline.after(60)):
-        with pytest.raises(ProviderTimeout) as caught:
-            async with slots.hold(Deadline.after(0.01)):
-                raise AssertionError("two in one slot")
-        assert (caught.value.provider, caught.value.details["phase"]) == ("ollama", "slot")
+@given(st.integers(1, 4), st.lists(st.tuples(st.floats(0, 50), st.booleans()), min_size=1, max_size=30))
+def test_slots_go_to_the_most_urgent_and_are_never_lost(size: int, calls: list[tuple[float, bool]]) -> None:
+    slots, log = Slots(size, max_waiting=100), []
+    tickets = []
+    for deadline, gives_up in calls:
+        one = ticket(deadline, log)
+        slots.enter(one, 0.0)
+        tickets.append(one)
+        assert slots.in_use == min(size, len([t for t in tickets if not t.gone]))
+        if gives_up and one.granted_at is None:
+            slots.leave(one, 0.0)
+    served = [t for t in tickets if t.granted_at is not None]
+    while served:
+        waiting = [t.deadline for t in tickets if t.granted_at is None and not t.gone]
+        before = len(log)
+        slots.leave(served.pop(), 1.0)
+        for granted, _ in log[before:]:
+            assert granted == min(waiting)
+        served = [t for t in tickets if t.granted_at is not None and not t.gone]
     assert (slots.in_use, slots.waiting) == (0, 0)
 
 
-async def test_a_slot_granted_to_a_cancelled_waiter_is_not_lost() -> None:
-    slots = Slots("ollama", 1)
+def test_leaving_twice_frees_one_slot() -> None:
+    slots, log = Slots(1, 10), []
+    first, second, third = (ticket(deadline, log) for deadline in (1, 2, 3))
+    for one in (first, second, third):
+        slots.enter(one, 0.0)
+    slots.leave(first, 0.0)
+    slots.leave(first, 0.0)
+    assert log == [(1, True), (2, True)]
+    assert (slots.in_use, slots.waiting) == (1, 1)
 
-    async def hold() -> None:
-        async with slots.hold(Deadline.after(60)):
-            raise AssertionError("the cancellation comes first")
 
-    async with slots.hold(Deadline.after(60)):
-        waiter = asyncio.create_task(hold())
-        await settle()
-    # The slot is the waiter's now, but it has not run since.
-    assert slots.in_use == 1
-    waiter.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiter
-    assert slots.in_use == 0
+def test_full_line_says_so() -> None:
+    slots, log = Slots(1, 1), []
+    slots.enter(ticket(1, log), 0.0)
+    assert not slots.full
+    slots.enter(ticket(2, log), 0.0)
+    assert slots.full
+
+
+def test_line_can_be_sent_away_while_calls_run() -> None:
+    slots, log = Slots(1, 10), []
+    running = ticket(1, log)
+    slots.enter(running, 0.0)
+    slots.enter(ticket(2, log), 0.0)
+    slots.send_line_away()
+    assert log == [(1, True), (2, False)]
+    slots.leave(running, 0.0)
+    assert (slots.in_use, slots.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("running", "ahead", "expected"),
+    [([3.0], [], 3), ([3.0], [2.0, 2.0], 7), ([3.0, 1.0], [2.0], 3), ([3.0, 1.0], [2.0, 2.0], 3), ([4.0], [None], 8)],
+)
+def test_predicted_wait(running: list[float], ahead: list[float | None], expected: float) -> None:
+    assert predicted_wait(running, ahead) == expected
+
+
+def test_wait_counts_only_those_who_are_more_urgent() -> None:
+    slots, log = Slots(1, 10), []
+    assert slots.wait_s(0, 5) == 0
+    slots.enter(ticket(9, log, 4), 0.0)
+    mine = ticket(5, log, 2)
+    slots.enter(mine, 0.0)
+    slots.enter(ticket(7, log, 2), 0.0)
+    assert slots.wait_s(1, 4) == 3
+    assert slots.wait_s(1, 5, mine) == 3
+    assert slots.wait_s(1, 6) == 5
+    assert slots.wait_s(1, 8) == 7
+    # What has outrun its forecast is taken to need as long again.
+    assert slots.wait_s(7, 4) == 3

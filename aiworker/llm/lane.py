@@ -1,0 +1,200 @@
+"""All that is known of one provider: breaker, slots, allowances, forecast, money. Pure: the time comes in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiworker.domain.completion import Completion
+from aiworker.domain.errors import ProviderError
+from aiworker.llm.allowance import DayBudget, TokenBucket
+from aiworker.llm.breaker import Breaker, Evidence, Sign, evidence_of
+from aiworker.llm.forecast import Forecast, Outlook, Size
+from aiworker.llm.residence import Residence
+from aiworker.llm.situation import BUDGET_SPENT, LOCAL_ONLY, NO_VISION, RATE_LIMITED, SLOTS_FULL, TIMED_OUT, Standing
+from aiworker.llm.slots import Slots, Ticket
+from aiworker.llm.tuning import Tuning
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """`now` in seconds of the monotonic clock, `wall` in seconds since 1970."""
+
+    now: float
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class LaneRules:
+    """How one provider may be used. None is no limit.
+
+    slots: calls at the same time; max_waiting: in line for them. keep_alive_s: how long a model stays loaded after a
+    call, where the provider loads models. local: on this server, so nothing leaves it.
+    """
+
+    slots: int = 1
+    max_waiting: int = 64
+    local: bool = False
+    keep_alive_s: float | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    usd_per_day: float | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One call to the provider. `late_s`: beyond this it is late, seen from when it was sent."""
+
+    size: Size
+    ticket: Ticket
+    entered_at: float
+    late_s: float
+    load_s: float
+    probe: bool = False
+    over: bool = False
+
+
+class Lane:
+    """One provider's state. Every call that `enter`s must end in `answered`, `failed` or `left`."""
+
+    def __init__(self, name: str, rules: LaneRules, tuning: Tuning) -> None:
+        self.name = name
+        self.rules = rules
+        self.slots = Slots(rules.slots, rules.max_waiting)
+        self.breaker = Breaker(tuning)
+        self.forecast = Forecast(tuning.memory_s)
+        self.residence = Residence(rules.keep_alive_s)
+        self.budget = DayBudget(rules.usd_per_day)
+        self.answers = 0
+        self.failures = 0
+        self._tuning = tuning
+        self._requests = TokenBucket(rules.requests_per_minute) if rules.requests_per_minute else None
+        self._tokens = TokenBucket(rules.tokens_per_minute) if rules.tokens_per_minute else None
+
+    def standing(
+        self, moment: Moment, size: Size, *, deadline: float, sees: bool, local_only: bool, call: Call | None = None
+    ) -> Standing:
+        """For a request of `size`; `call` is the request's own call here, where it has one."""
+        if local_only and not self.rules.local:
+            return Standing(never=LOCAL_ONLY)
+        if size.images and not sees:
+            return Standing(never=NO_VISION)
+        now = moment.now
+        ready_at, reason = self._ready(moment, size) if call is None else (now, "")
+        wait_s = self.slots.wait_s(now, deadline, call.ticket if call else None)
+        worth_waiting = self.breaker.worth_waiting(now)
+        return Standing(ready_at, reason, wait_s, self.outlook(now, size, call), worth_waiting=worth_waiting)
+
+    def outlook(self, now: float, size: Size, call: Call | None = None) -> Outlook | None:
+        """Seconds for the answer, with loading the model where it is not there."""
+        outlook = self.forecast.outlook(now, size)
+        load_s = self.residence.load_s(now, size.images > 0) if call is None else call.load_s
+        return outlook.plus(load_s) if outlook and load_s else outlook
+
+    def enter(
+        self, moment: Moment, size: Size, *, deadline: float, unknown_s: float, on_end_of_line: Callable[[bool], None]
+    ) -> Call:
+        """A call takes its place in line, or its slot. `unknown_s` stands in for a forecast where there is none."""
+        now = moment.now
+        outlook = self.outlook(now, size)
+        late_s = max(outlook.late_s if outlook else unknown_s, self._tuning.least_s)
+        ticket = Ticket(deadline, outlook.mean_s if outlook else None, on_end_of_line)
+        call = Call(size, ticket, now, late_s, self.residence.load_s(now, size.images > 0))
+        wait_s = self.slots.wait_s(now, deadline)
+        call.probe = self.breaker.begin(now, wait_s + late_s)
+        if self._requests:
+            self._requests.take(now)
+        if self._tokens:
+            self._tokens.take(now, size.prompt_tokens + size.max_tokens)
+        self.slots.enter(ticket, now)
+        return call
+
+    def answered(self, moment: Moment, call: Call, completion: Completion) -> None:
+        now, vision = moment.now, call.size.images > 0
+        load_s = completion.load_ms / 1000
+        self.answers += 1
+        self._end(now, call, Evidence(Sign.WELL))
+        self.forecast.note(now, call.size.kind, max(0.0, self._sent_s(now, call) - load_s))
+        self.forecast.note_speed(now, call.size, completion)
+        self.residence.answered(now, vision, load_s)
+        if self._tokens:
+            used = completion.prompt_tokens + completion.answer_tokens
+            self._tokens.take(now, used - call.size.prompt_tokens - call.size.max_tokens)
+        self.budget.spend(moment.wall, completion.cost_usd)
+
+    def failed(self, moment: Moment, call: Call, error: ProviderError) -> None:
+        self.failures += 1
+        evidence = evidence_of(error, moment.wall)
+        if evidence.sign is Sign.DOWN:
+            self.residence.gone()
+        self._end(moment.now, call, evidence)
+
+    def left(self, moment: Moment, call: Call) -> bool:
+        """We took the call back: it lost a race, or its time was over. Being late speaks against the provider.
+
+        Whether it had been sent. May be called for a call that has ended, which changes nothing.
+        """
+        if call.over:
+            return False
+        now = moment.now
+        sent_s = self._sent_s(now, call)
+        late = call.ticket.granted_at is not None and sent_s >= call.late_s
+        if late:
+            self.forecast.note_unfinished(now, call.size.kind, max(0.0, sent_s - call.load_s))
+        if call.ticket.granted_at is None:
+            self._give_back(now, call)
+        self._end(now, call, Evidence(Sign.FAILING, TIMED_OUT) if late else Evidence(Sign.NOTHING))
+        return call.ticket.granted_at is not None
+
+    def described(self, moment: Moment) -> dict[str, Any]:
+        """For a person who looks. Times in seconds."""
+        now = moment.now
+        state = self.breaker.state(now)
+        speed = self.forecast.tokens_per_s()
+        return {
+            "state": state,
+            "resting_s": round(max(0.0, self.breaker.ready_at(now) - now), 1),
+            "reason": None if state == "closed" else self.breaker.code,
+            "slots": self.slots.size,
+            "in_use": self.slots.in_use,
+            "waiting": self.slots.waiting,
+            "predicted_wait_s": round(self.slots.wait_s(now, math.inf), 1),
+            "tokens_per_s": round(speed, 1) if speed else None,
+            "spent_today_usd": round(self.budget.spent_usd(moment.wall), 6),
+            "budget_usd": self.budget.limit_usd,
+            "answered": self.answers,
+            "failed": self.failures,
+        }
+
+    def _ready(self, moment: Moment, size: Size) -> tuple[float, str]:
+        now = moment.now
+        if closed_for_s := self.budget.closed_for_s(moment.wall):
+            return now + closed_for_s, BUDGET_SPENT
+        moments = [(self.breaker.ready_at(now), self.breaker.code)]
+        if self._requests:
+            moments.append((self._requests.ready_at(now), RATE_LIMITED))
+        if self._tokens:
+            moments.append((self._tokens.ready_at(now, size.prompt_tokens + size.max_tokens), RATE_LIMITED))
+        if self.slots.full:
+            moments.append((now + self._tuning.backoff_s, SLOTS_FULL))
+        return max(moments)
+
+    def _sent_s(self, now: float, call: Call) -> float:
+        return 0.0 if call.ticket.granted_at is None else now - call.ticket.granted_at
+
+    def _give_back(self, now: float, call: Call) -> None:
+        if self._requests:
+            self._requests.take(now, -1)
+        if self._tokens:
+            self._tokens.take(now, -(call.size.prompt_tokens + call.size.max_tokens))
+
+    def _end(self, now: float, call: Call, evidence: Evidence) -> None:
+        call.over = True
+        was_open = self.breaker.state(now) == "open"
+        self.breaker.end(now, evidence, probe=call.probe)
+        if not was_open and self.breaker.state(now) == "open":
+            self.forecast.forget_unfinished()
+            self.slots.send_line_away()
+        self.slots.leave(call.ticket, now)

@@ -1,0 +1,37 @@
+"""Whether a model is in Ollama's memory, and how long it takes to get there. Pure: the time comes in."""
+
+from __future__ import annotations
+
+import math
+
+# A loaded model reports tens of milliseconds of load_duration, too.
+_REAL_LOAD_S = 0.5
+
+
+class Residence:
+    """Text and vision are two models. `keep_alive_s` is what every call asks for; None: the provider loads nothing."""
+
+    def __init__(self, keep_alive_s: float | None) -> None:
+        self._keep_alive_s = keep_alive_s
+        self._until = {True: -math.inf, False: -math.inf}
+        self._load_s = {True: 0.0, False: 0.0}
+
+    def load_s(self, now: float, vision: bool) -> float:
+        """What a call now has to wait for its model: 0 while it is there, or where no load has been seen yet."""
+        if self._keep_alive_s is None or now < self._until[vision]:
+            return 0.0
+        return self._load_s[vision]
+
+    def loaded(self, now: float, vision: bool) -> bool:
+        return self._keep_alive_s is None or now < self._until[vision]
+
+    def answered(self, now: float, vision: bool, load_s: float) -> None:
+        """A call ended well; `load_s` is what it said of loading."""
+        if self._keep_alive_s is not None:
+            self._until[vision] = now + self._keep_alive_s
+        if load_s >= _REAL_LOAD_S:
+            self._load_s[vision] = load_s
+
+    def gone(self) -> None:
+        """The server was not there: if it comes back, it comes back empty."""
+        self._until = {True: -math.inf, False: -math.inf}

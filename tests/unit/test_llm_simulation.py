@@ -1,0 +1,318 @@
+"""The router itself, hours of it, on a clock that jumps: who answers in time, what is wasted, what is never lost."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from fakes.virtual_time import run_virtually
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiworker.domain.completion import Completion, PromptRequest
+from aiworker.domain.deadline import Deadline
+from aiworker.domain.errors import (
+    NoProvider,
+    ProviderError,
+    ProviderRateLimited,
+    ProviderTimeout,
+    ProviderUnavailable,
+    ProviderUnreachable,
+)
+from aiworker.llm.lane import LaneRules
+from aiworker.llm.router import ModelRouter
+
+SLO_S = 15.0
+NEVER = 1e9
+
+
+@dataclass
+class Scripted:
+    """A provider whose `behave(now)` says how long it takes and how that ends: an error, or None for an answer."""
+
+    name: str
+    behave: Callable[[float], tuple[float, ProviderError | None]]
+    sees_images: bool = True
+    cost_usd: float = 0.0
+    calls: int = 0
+    wasted: int = 0
+    most_at_once: int = 0
+    at_once: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+
+    async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
+        loop = asyncio.get_running_loop()
+        seconds, error = self.behave(loop.time())
+        self.calls += 1
+        self.wasted += error is not None or loop.time() + seconds > deadline.at
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            async with asyncio.timeout_at(deadline.at):
+                await asyncio.sleep(seconds)
+        except TimeoutError:
+            raise ProviderTimeout("late", provider=self.name, phase="total") from None
+        except asyncio.CancelledError:
+            self.ends["cancelled"] += 1
+            raise
+        finally:
+            self.at_once -= 1
+        if error is not None:
+            raise error
+        self.ends["answered"] += 1
+        return Completion(
+            text="x",
+            provider=self.name,
+            model="m",
+            finish="stop",
+            prompt_tokens=100,
+            answer_tokens=50,
+            answer_ms=1000 * seconds,
+            cost_usd=self.cost_usd,
+        )
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+@dataclass
+class Outcome:
+    in_time: int = 0
+    late: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    by: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def all(self) -> int:
+        return self.in_time + self.late + self.errors.total()
+
+
+def lognormal(rng: random.Random, median: float, p95: float) -> Callable[[float], tuple[float, None]]:
+    spread = math.log(p95 / median) / 1.645
+    return lambda _now: (median * math.exp(rng.gauss(0, spread)), None)
+
+
+async def load(
+    providers: list[Scripted],
+    *,
+    rate: float,
+    seconds: float,
+    rng: random.Random,
+    order: tuple[str, ...] = ("ollama", "gemini"),
+    slots: int = 4,
+    hedge: bool = False,
+    local_only: bool = False,
+    budget_usd: float | None = None,
+    rpm: int | None = None,
+) -> tuple[Outcome, ModelRouter]:
+    loop = asyncio.get_running_loop()
+    rules = {
+        "ollama": LaneRules(slots, local=True, keep_alive_s=1800),
+        "gemini": LaneRules(32, usd_per_day=budget_usd, requests_per_minute=rpm),
+    }
+    router = ModelRouter({p.name: p for p in providers}, rules, clock=loop.time, wall=lambda: 1.8e9 + loop.time())
+    outcome = Outcome()
+
+    async def one() -> None:
+        deadline = Deadline(loop.time() + SLO_S)
+        request = PromptRequest("sofia_text", "s", "p", order, hedge=hedge, local_only=local_only)
+        try:
+            completion = await router.complete(request, deadline)
+        except ProviderError as error:
+            outcome.errors[error.code] += 1
+        else:
+            outcome.by[completion.provider] += 1
+            outcome.in_time += loop.time() <= deadline.at
+            outcome.late += loop.time() > deadline.at
+        # A caller that can answer by rule must be told before it is too late for that.
+        assert loop.time() <= deadline.at
+
+    async with asyncio.TaskGroup() as group:
+        while loop.time() < seconds:
+            group.create_task(one())
+            await asyncio.sleep(rng.expovariate(rate))
+    for seen in router.snapshot().values():
+        assert (seen["in_use"], seen["waiting"]) == (0, 0)
+    assert len(asyncio.all_tasks()) == 1
+    return outcome, router
+
+
+def simulate(*providers: Scripted, rng: random.Random, **how) -> tuple[Outcome, ModelRouter]:
+    return run_virtually(load(list(providers), rng=rng, **how))
+
+
+def scripted(rng: random.Random, *, ollama=None, gemini=None) -> tuple[Scripted, Scripted]:
+    return (
+        Scripted("ollama", ollama or lognormal(rng, 2, 4)),
+        Scripted("gemini", gemini or lognormal(rng, 1, 2), cost_usd=0.001),
+    )
+
+
+def dead(_now: float) -> tuple[float, ProviderError | None]:
+    return 0.001, ProviderUnreachable(phase="connect")
+
+
+def hanging(_now: float) -> tuple[float, ProviderError | None]:
+    return NEVER, None
+
+
+def window_quota(per_window: int, window_s: float, fine) -> Callable[[float], tuple[float, ProviderError | None]]:
+    used: Counter[int] = Counter()
+
+    def behave(now: float) -> tuple[float, ProviderError | None]:
+        window = int(now // window_s)
+        used[window] += 1
+        if used[window] <= per_window:
+            return fine(now)
+        return 0.01, ProviderRateLimited(retry_after=window_s * (window + 1) - now)
+
+    return behave
+
+
+def bursts(every_s: float, for_s: float, fine) -> Callable[[float], tuple[float, ProviderError | None]]:
+    return lambda now: (0.05, ProviderUnavailable(phase="total")) if now % every_s < for_s else fine(now)
+
+
+def flaky(rng: random.Random, share: float, fine) -> Callable[[float], tuple[float, ProviderError | None]]:
+    def behave(now: float) -> tuple[float, ProviderError | None]:
+        draw = rng.random()
+        if draw < share / 3:
+            return NEVER, None
+        return (0.1, ProviderUnavailable(phase="total")) if draw < share else fine(now)
+
+    return behave
+
+
+@pytest.mark.parametrize("hedge", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "most_wasted"), [("dead", 0.05), ("hanging", 0.08), ("slow", 0.1), ("limited", 0.1), ("bursts", 0.25)]
+)
+def test_somebody_who_can_make_it_is_found(fault: str, most_wasted: float, hedge: bool) -> None:
+    rng = random.Random(7)
+    fine = lognormal(rng, 1, 2)
+    ollama, gemini = {
+        "dead": lambda: scripted(rng, ollama=dead),
+        "hanging": lambda: scripted(rng, ollama=hanging),
+        "slow": lambda: scripted(rng, ollama=lognormal(rng, 6, 20)),
+        "limited": lambda: scripted(rng, gemini=window_quota(15, 10, fine)),
+        "bursts": lambda: scripted(rng, gemini=bursts(10, 4, fine)),
+    }[fault]()
+    order = ("gemini", "ollama") if fault in ("limited", "bursts") else ("ollama", "gemini")
+    outcome, _ = simulate(ollama, gemini, rng=rng, rate=2, seconds=300, order=order, hedge=hedge)
+    assert outcome.all > 500
+    assert outcome.in_time >= 0.99 * outcome.all, (outcome, ollama, gemini)
+    assert ollama.wasted + gemini.wasted <= most_wasted * outcome.all, (outcome, ollama, gemini)
+
+
+def test_both_flaky() -> None:
+    rng = random.Random(3)
+    ollama, gemini = scripted(
+        rng, ollama=flaky(rng, 0.3, lognormal(rng, 2, 4)), gemini=flaky(rng, 0.3, lognormal(rng, 1, 2))
+    )
+    outcome, _ = simulate(ollama, gemini, rng=rng, rate=1, seconds=600, hedge=True)
+    assert outcome.in_time >= 0.99 * outcome.all, (outcome, ollama, gemini)
+
+
+def test_line_in_front_of_ollama_spills_what_would_be_late_and_keeps_it_busy() -> None:
+    rng = random.Random(5)
+    ollama, gemini = scripted(rng)
+    outcome, router = simulate(ollama, gemini, rng=rng, rate=3, seconds=300, slots=2)
+    assert ollama.most_at_once == 2
+    # Two slots of about 2.2 s give 0.9 answers a second of the 3 that are asked for.
+    assert outcome.by["ollama"] > 200
+    assert outcome.in_time >= 0.99 * outcome.all, (outcome, ollama, gemini)
+    assert router.snapshot()["ollama"]["tokens_per_s"]
+
+
+def test_local_only_never_leaves_and_degrades_early_when_the_line_is_too_long() -> None:
+    rng = random.Random(5)
+    ollama, gemini = scripted(rng)
+    outcome, _ = simulate(ollama, gemini, rng=rng, rate=3, seconds=200, slots=2, local_only=True)
+    assert gemini.calls == 0
+    assert outcome.errors["no_provider"] > 100
+    assert outcome.by["ollama"] > 120
+    # What was sent was nearly always worth sending.
+    assert ollama.wasted < 0.1 * ollama.calls
+
+
+def test_budget_switches_the_paid_provider_off() -> None:
+    rng = random.Random(5)
+    ollama, gemini = scripted(rng)
+    outcome, router = simulate(
+        ollama, gemini, rng=rng, rate=0.5, seconds=400, order=("gemini", "ollama"), budget_usd=0.05
+    )
+    assert 50 <= gemini.calls <= 60
+    assert outcome.by["ollama"] > 100
+    assert router.snapshot()["gemini"]["spent_today_usd"] >= 0.05
+    assert outcome.in_time == outcome.all
+
+
+def test_requests_a_minute_are_kept() -> None:
+    rng = random.Random(5)
+    ollama, gemini = scripted(rng)
+    outcome, _ = simulate(ollama, gemini, rng=rng, rate=2, seconds=120, order=("gemini", "ollama"), rpm=30)
+    assert gemini.calls <= 65
+    assert outcome.in_time >= 0.99 * outcome.all
+
+
+def test_dead_server_is_found_again() -> None:
+    rng = random.Random(1)
+    fine = lognormal(rng, 2, 4)
+    ollama, gemini = scripted(rng, ollama=lambda now: dead(now) if now < 100 else fine(now))
+    outcome, router = simulate(ollama, gemini, rng=rng, rate=1, seconds=300)
+    assert outcome.by["ollama"] > 120
+    assert router.snapshot()["ollama"]["state"] == "closed"
+
+
+def test_hanging_server_that_recovers_is_found_again() -> None:
+    rng = random.Random(1)
+    fine = lognormal(rng, 2, 4)
+    ollama, gemini = scripted(rng, ollama=lambda now: hanging(now) if 60 < now < 120 else fine(now))
+    outcome, _ = simulate(ollama, gemini, rng=rng, rate=1, seconds=400)
+    assert outcome.in_time >= 0.99 * outcome.all
+    assert outcome.by["ollama"] > 200
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    faults=st.tuples(st.sampled_from(["fine", "dead", "hanging", "flaky", "bursts", "slow"]), st.floats(0.2, 4)),
+    hedge=st.booleans(),
+    slots=st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=15)
+def test_no_slot_is_lost_and_nobody_is_told_too_late(seed: int, faults, hedge: bool, slots: int) -> None:
+    fault, rate = faults
+    rng = random.Random(seed)
+    fine = lognormal(rng, 1, 3)
+    behave = {
+        "fine": fine,
+        "dead": dead,
+        "hanging": hanging,
+        "flaky": flaky(rng, 0.5, fine),
+        "bursts": bursts(7, 3, fine),
+        "slow": lognormal(rng, 8, 25),
+    }[fault]
+    ollama, gemini = scripted(rng, ollama=behave, gemini=flaky(rng, 0.4, fine))
+    outcome, _ = simulate(ollama, gemini, rng=rng, rate=rate, seconds=40, hedge=hedge, slots=slots)
+    assert outcome.late == 0
+
+
+def test_nobody_waits_for_a_long_outage() -> None:
+    rng = random.Random(1)
+    alone = Scripted("ollama", dead)
+
+    async def scenario() -> float:
+        await load([alone], rate=1, seconds=60, rng=rng)
+        loop = asyncio.get_running_loop()
+        _, router = await load([alone], rate=1, seconds=loop.time() + 60, rng=rng)
+        started = loop.time()
+        with pytest.raises((NoProvider, ProviderUnreachable)):
+            await router.complete(PromptRequest("p", "s", "p", ("ollama", "gemini")), Deadline(started + SLO_S))
+        return loop.time() - started
+
+    assert run_virtually(scenario()) < 1
