@@ -12,6 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from aiworker.analyses.prompt import Prompt
 from aiworker.domain.completion import Completion
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import NoProvider, ProviderError
@@ -109,7 +110,8 @@ class Attempt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """One job type, called `name`. `version` is part of the cache key: raise it when prompt, rules or result change.
+    """One job type, called `name`. `version` is part of the cache key: raise it when rules or result change. The
+    fingerprints of `prompts` are part of it too, so that a changed prompt needs no thought.
 
     `slo_s` sets the deadline, `estimate_s` is what clients are told, `sharing` who may be given a result again.
     """
@@ -121,11 +123,13 @@ class Analysis:
     slo_s: float
     estimate_s: int
     sharing: Sharing
+    prompts: tuple[Prompt, ...] = ()
 
     @property
     def job_type(self) -> JobType:
         """What the queue has to know of it."""
-        return JobType(self.name, self.version, self.slo_s, self.sharing)
+        version = ".".join([self.version, *[prompt.fingerprint for prompt in self.prompts]])
+        return JobType(self.name, version, self.slo_s, self.sharing)
 
 
 def provenance(answer: Completion | None, error: ProviderError | None = None) -> dict[str, Any]:
@@ -140,8 +144,3 @@ def provenance(answer: Completion | None, error: ProviderError | None = None) ->
         "degraded_reason": sentence(error.code),
         "providers_skipped": error.reasons if isinstance(error, NoProvider) else {error.provider: error.code},
     }
-
-
-def as_data(text: str, tag: str) -> str:
-    """User text inside `<tag>`, which it cannot close: prompts call what is inside data, never instructions."""
-    return f"<{tag}>\n{text.replace('<', '‹').replace('>', '›')}\n</{tag}>"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, JobInput, provenance
 from aiworker.analyses.foods import FoodLine, MealTotals, food_line, meal_totals, old_nutrition_totals
+from aiworker.analyses.prompt import Prompt
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.detection import Detection, Detections
 from aiworker.domain.errors import InferenceUnavailable, ProviderError
@@ -63,6 +64,9 @@ class SeenMeal(BaseModel):
     foods: list[SeenFood] = Field(max_length=30)
     meal_type: Meal | None = None
     notes: str = Field("", max_length=400, description="uma observação curta, ou vazio")
+
+
+PROMPT = Prompt(SYSTEM, SeenMeal, task="Liste os alimentos da foto.")
 
 
 class FoundObject(BaseModel):
@@ -120,15 +124,15 @@ def _prompt(job: SofiaImageInput, photo: bytes, found: Detections | None) -> Pro
     meal = _plain(job.user_context.current_meal or job.meal_type or "")
     prompt = (
         f"<detector>\n{_described(found)}\n</detector>\n<contexto>\nrefeição: {meal or 'não informada'}\n</contexto>\n"
-        "Liste os alimentos da foto."
+        f"{PROMPT.task}"
     )
     return PromptRequest(
         purpose="sofia_image",
-        system=SYSTEM,
+        system=PROMPT.system,
         prompt=prompt,
         order=("gemini", "ollama"),
         images=(photo,),
-        answer=SeenMeal,
+        answer=PROMPT.answer,
         max_tokens=2048,
         temperature=0.2,
     )
@@ -273,4 +277,5 @@ ANALYSIS = Analysis(
     slo_s=15.0,
     estimate_s=10,
     sharing="everyone",
+    prompts=(PROMPT,),
 )

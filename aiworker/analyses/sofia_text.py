@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, JobInput, as_data, provenance
+from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, JobInput, provenance
 from aiworker.analyses.foods import FoodLine, MealTotals, food_line, meal_totals
+from aiworker.analyses.prompt import Prompt, as_data
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.errors import ProviderError
 from aiworker.nutrition.meal_text import parse_meal
@@ -49,6 +50,9 @@ class EatenMeal(BaseModel):
     foods: list[EatenFood] = Field(max_length=40)
 
 
+PROMPT = Prompt(SYSTEM, EatenMeal)
+
+
 class SofiaTextResult(AnalysisResult):
     """The old function's keys (`name` and `nome`, `kcal` and `calorias`), with macros and totals added."""
 
@@ -77,10 +81,10 @@ async def run(job: SofiaTextInput, attempt: Attempt) -> SofiaTextResult:
 def _prompt(job: SofiaTextInput) -> PromptRequest:
     return PromptRequest(
         purpose="sofia_text",
-        system=SYSTEM,
+        system=PROMPT.system,
         prompt=as_data(job.text, "mensagem"),
         order=("gemini", "ollama"),
-        answer=EatenMeal,
+        answer=PROMPT.answer,
         max_tokens=1024,
         temperature=0.1,
     )
@@ -124,4 +128,5 @@ ANALYSIS = Analysis(
     slo_s=15.0,
     estimate_s=5,
     sharing="everyone",
+    prompts=(PROMPT,),
 )

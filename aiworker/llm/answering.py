@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
@@ -54,11 +55,26 @@ def _checked(request: PromptRequest, said: Said) -> Completion:
             raise AnswerEmpty("the answer is empty", provider=completion.provider)
         return dataclasses.replace(completion, text=text)
     try:
-        return dataclasses.replace(completion, value=parse_answer(request.answer, completion.text))
+        value = parse_answer(request.answer, completion.text)
     except AnswerMistake:
         if completion.finish == "length":
             raise AnswerTruncated("the token limit cut the JSON", provider=completion.provider) from None
         raise
+    if quotes(request.system, " ".join(_texts(value.model_dump(mode="json")))):
+        raise _Leak
+    return dataclasses.replace(completion, value=value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in `value`, in its order: a quote may be spread over several fields."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _given_up(mistake: AnswerMistake, completion: Completion, note: str) -> AnswerInvalid:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiworker.analyses import sofia_image, sofia_text, unified_assistant
+from aiworker.analyses.registry import ANALYSES
 from aiworker.llm.leaks import quotes
 
-SYSTEMS = [sofia_image.SYSTEM, sofia_text.SYSTEM, *unified_assistant.SYSTEM.values()]
+SYSTEMS = [prompt.system for analysis in ANALYSES.values() for prompt in analysis.prompts]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pkgutil
 from datetime import date
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, create_model
 
+from aiworker import analyses
+from aiworker.analyses.registry import ANALYSES
 from aiworker.domain.completion import Completion, PromptRequest, Tool, ToolCall, Turn
 from aiworker.llm.structured import (
     AnswerMistake,
@@ -114,13 +117,34 @@ def test_any_model_survives_translation(fields: dict[str, Any]) -> None:
         assert set(schema["required"]) == set(fields)
 
 
-@pytest.mark.parametrize(("module", "name"), [("sofia_image", "SeenMeal"), ("sofia_text", "EatenMeal")])
-def test_answer_models_of_the_analyses_survive(module: str, name: str) -> None:
-    model = getattr(importlib.import_module(f"aiworker.analyses.{module}"), name)
-    for dialect in ("ollama", "gemini"):
-        schema = schema_of(model, dialect)
-        assert keywords(schema) <= ALLOWED
-        assert parse_answer(model, json.dumps(instance_of(schema)))
+def project_models() -> list[type[BaseModel]]:
+    """Every pydantic model of the analyses: inputs, what models must answer, results."""
+    for module in pkgutil.iter_modules(analyses.__path__, "aiworker.analyses."):
+        importlib.import_module(module.name)
+    found: list[type[BaseModel]] = []
+    todo = [BaseModel]
+    while todo:
+        for kind in todo.pop().__subclasses__():
+            todo.append(kind)
+            if kind.__module__.startswith("aiworker.analyses."):
+                found.append(kind)
+    return found
+
+
+ANSWERS = [prompt.answer for each in ANALYSES.values() for prompt in each.prompts if prompt.answer]
+
+
+def test_every_answer_model_is_among_the_projects() -> None:
+    assert len(ANSWERS) >= 2
+    assert set(ANSWERS) <= set(project_models())
+
+
+@pytest.mark.parametrize("model", project_models(), ids=lambda model: model.__name__)
+@pytest.mark.parametrize("dialect", ["ollama", "gemini"])
+def test_every_model_of_the_project_survives(model: type[BaseModel], dialect: Any) -> None:
+    schema = schema_of(model, dialect)
+    assert keywords(schema) <= ALLOWED
+    assert parse_answer(model, json.dumps(instance_of(schema)))
 
 
 class Answer(BaseModel):
