@@ -106,6 +106,7 @@ def worker_ops(settings: Settings, parts: WorkerParts) -> Ops:
         _refresh_children(metrics, pool.snapshot())
         for name, provider in router.snapshot().items():
             metrics.provider_up.labels(name).set(provider["state"] == "up")
+        router.refresh_gauges()
         _refresh_process(metrics)
 
     started = time.monotonic()

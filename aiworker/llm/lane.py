@@ -154,7 +154,8 @@ class Lane:
         state = self.breaker.state(now)
         speed = self.forecast.tokens_per_s()
         return {
-            "state": state,
+            "state": "resting" if state == "open" else "up",
+            "breaker": state,
             "resting_s": round(max(0.0, self.breaker.ready_at(now) - now), 1),
             "reason": None if state == "closed" else self.breaker.code,
             "slots": self.slots.size,

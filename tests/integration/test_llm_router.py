@@ -80,8 +80,8 @@ async def test_first_in_order_answers(router: ModelRouter, metrics: Metrics) -> 
         == 1
     )
     seen = router.snapshot()["ollama"]
-    assert {name: seen[name] for name in ("state", "in_use", "waiting", "answered", "failed", "sees_images")} == {
-        "state": "closed",
+    assert {name: seen[name] for name in ("breaker", "in_use", "waiting", "answered", "failed", "sees_images")} == {
+        "breaker": "closed",
         "in_use": 0,
         "waiting": 0,
         "answered": 1,
@@ -128,10 +128,10 @@ async def test_dead_provider_is_left_alone_for_a_while(router: ModelRouter, olla
     await ollama.start()
     assert (await router.complete(ask(), soon())).provider == "gemini"
     assert ollama.requests == []
-    assert router.snapshot()["ollama"]["state"] == "open"
+    assert router.snapshot()["ollama"]["breaker"] == "open"
     # Where there is nobody else, it is waited for: the first rest is a second.
     assert (await router.complete(ask("ollama"), soon())).provider == "ollama"
-    assert router.snapshot()["ollama"]["state"] == "closed"
+    assert router.snapshot()["ollama"]["breaker"] == "closed"
 
 
 async def test_delay_beyond_the_deadline_is_not_waited_for(router: ModelRouter, gemini: FakeGemini) -> None:
@@ -232,6 +232,6 @@ async def test_only_failures_in_a_row_are_a_reason_to_rest(router: ModelRouter, 
     ollama.script(bad, bad, Reply(), bad, bad, bad)
     answered_by = [(await router.complete(ask(), soon())).provider for _ in range(5)]
     assert answered_by == ["gemini", "gemini", "ollama", "gemini", "gemini"]
-    assert router.snapshot()["ollama"]["state"] == "closed"
+    assert router.snapshot()["ollama"]["breaker"] == "closed"
     await router.complete(ask(), soon())
-    assert router.snapshot()["ollama"]["state"] == "open"
+    assert router.snapshot()["ollama"]["breaker"] == "open"

@@ -235,7 +235,7 @@ async def until_up(system: System, provider: str) -> None:
     async with asyncio.timeout(40):
         while True:
             _, text = await system.worker_get("/health/detailed")
-            if json.loads(text)["providers"][provider]["state"] != "open":
+            if json.loads(text)["providers"][provider]["state"] == "up":
                 return
             await asyncio.sleep(0.1)
 

@@ -266,7 +266,7 @@ def test_dead_server_is_found_again() -> None:
     ollama, gemini = scripted(rng, ollama=lambda now: dead(now) if now < 100 else fine(now))
     outcome, router = simulate(ollama, gemini, rng=rng, rate=1, seconds=300)
     assert outcome.by["ollama"] > 120
-    assert router.snapshot()["ollama"]["state"] == "closed"
+    assert router.snapshot()["ollama"]["breaker"] == "closed"
 
 
 def test_hanging_server_that_recovers_is_found_again() -> None:
