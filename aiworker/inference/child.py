@@ -6,7 +6,6 @@ its parent is gone. Everything comes in over one socket; nothing of the parent's
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import signal
@@ -20,6 +19,7 @@ from pathlib import Path
 from aiworker.domain.errors import InferenceOutOfMemory, InferenceUnavailable, WorkerError
 from aiworker.inference.decode import decode
 from aiworker.inference.interface import Box, Engine, Prepared
+from aiworker.inference.kernel import die_with
 from aiworker.inference.messages import (
     PREFIX_BYTES,
     BatchDone,
@@ -41,14 +41,13 @@ from aiworker.inference.messages import (
 )
 from aiworker.inference.messages import decode as decode_message
 
-_PR_SET_PDEATHSIG = 1
 Say = Callable[[Message], None]
 
 
 def main(arguments: list[str]) -> int:
     """Exit codes: 0 told to stop or parent gone, 1 could not start, 2 the parent does not speak our protocol."""
     descriptor, parent = int(arguments[0]), int(arguments[1])
-    _die_with(parent)
+    die_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):
         # A terminal's Ctrl-C or a group's SIGTERM reaches children too; the parent drains them and then says Stop.
         signal.signal(number, signal.SIG_IGN)
@@ -60,13 +59,6 @@ def main(arguments: list[str]) -> int:
         except FrameInvalid as error:
             print(f"inference child: {error}", file=sys.stderr)  # noqa: T201
             return 2
-
-
-def _die_with(parent: int) -> None:
-    """The kernel kills this process when its parent dies, even inside a native call that never looks at the socket."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(0)
 
 
 def _serve(line: socket.socket) -> int:

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from aiworker.domain.errors import ImageUnreadable, MediaTooLarge
+from aiworker.inference.interface import Picture
 
 # HEIC comes with a decoder of its own; everything not named here is refused before a byte of it is parsed.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 
 
-def decode(image: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """(h, w, 3) uint8, RGB, EXIF orientation applied; the first frame of an animation.
+def decode(image: bytes, max_pixels: int) -> Picture:
+    """RGB, EXIF orientation applied; the first frame of an animation.
 
     Raises MediaTooLarge above `max_pixels`, before any pixel is decoded, and ImageUnreadable for anything else.
     """
@@ -27,7 +28,8 @@ def decode(image: bytes, max_pixels: int) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(image), formats=_FORMATS) as picture:
                 _check_size(picture, max_pixels)
-                return _upright_rgb(picture)
+                pixels = _upright_rgb(picture)
+                return Picture(pixels, pixels.shape[1], pixels.shape[0])
     except MediaTooLarge:
         raise
     except Image.DecompressionBombError:

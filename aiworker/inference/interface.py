@@ -15,6 +15,18 @@ Box = tuple[int, float, float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture: `pixels` is upright RGB uint8 (h, w, 3), at full size or at a smaller scale.
+
+    `width` and `height` are those of the upright picture at full size.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """One picture as the model takes it: `pixels` is letterboxed RGB uint8 (h, w, 3); `width`, `height` the original's.
 
@@ -52,8 +64,8 @@ class Engine(Protocol):
         """How many pictures to put through the model at once; more gains nothing on this device."""
         ...
 
-    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        """`image` is upright RGB (h, w, 3)."""
+    def prepare(self, picture: Picture) -> Prepared:
+        """Scaled and padded for the model."""
         ...
 
     def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:

@@ -32,20 +32,24 @@ class FrameInvalid(Exception):
 class ChildSpec:
     """Everything that a child is told. `engine` is "module:factory", called with this spec.
 
-    `device` is auto, cpu, cuda or cuda:N; `max_pixels` bounds a picture before it is decoded; `image_size` is the
-    longer side that the model takes.
+    `device` is auto, cpu, cuda or cuda:N; `precision` fp32 or bf16, where the engine has a choice; `pinned` binds the
+    engine's threads to cores. `max_pixels` bounds a picture before it is decoded; `image_size` is the longer side that
+    the model takes. Exports are kept in `cache_dir`, or beside the weights.
     """
 
     kind: ClassVar[str] = "spec"
     weights: str
-    engine: str = "aiworker.inference.engine:TorchEngine"
+    engine: str = "aiworker.inference.engines.torch_engine:TorchEngine"
     device: str = "auto"
+    precision: str = "fp32"
     threads: int = 1
+    pinned: bool = False
     confidence: float = 0.35
     iou: float = 0.7
     max_detections: int = 300
     image_size: int = 640
     max_pixels: int = 50_000_000
+    cache_dir: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ async def _run(
 def serve_yolo(weights: str) -> None:
     """Blocks the loop while it downloads and detects, one photo after the other, as the original service did."""
     from aiworker.inference.decode import decode  # noqa: PLC0415
-    from aiworker.inference.engine import TorchEngine  # noqa: PLC0415
+    from aiworker.inference.engines.torch_engine import TorchEngine  # noqa: PLC0415
     from aiworker.inference.messages import ChildSpec  # noqa: PLC0415
 
     engine = TorchEngine(ChildSpec(weights=weights, device="cpu", threads=1, confidence=0.35, max_pixels=50_000_000))

@@ -12,10 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from aiworker.inference.interface import Box, Prepared
+from aiworker.inference.interface import Box, Picture, Prepared
 from aiworker.inference.messages import ChildSpec
 
 KILLS_CHILD = 66
@@ -44,9 +43,8 @@ class FakeEngine:
     def warm_up(self) -> None:
         pass
 
-    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        height, width = image.shape[:2]
-        return Prepared(np.zeros((1, 1, 3), np.uint8), width, height)
+    def prepare(self, picture: Picture) -> Prepared:
+        return Prepared(np.zeros((1, 1, 3), np.uint8), picture.width, picture.height)
 
     def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
         heights = {image.height for image in images}

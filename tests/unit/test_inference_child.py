@@ -2,12 +2,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from fakes.fake_engine import PASS_FAILS, FakeEngine, picture
-from numpy.typing import NDArray
 
 from aiworker.inference.child import answer_batch
-from aiworker.inference.interface import Box, Prepared
+from aiworker.inference.interface import Box, Picture, Prepared
 from aiworker.inference.messages import ChildSpec, DetectBatch, ItemDetected, ItemFailed, Message, OutOfMemory, Progress
 
 _SPEC = ChildSpec(weights="none", max_pixels=10_000)
@@ -20,8 +18,8 @@ class RecordingEngine(FakeEngine):
         super().__init__(_SPEC)
         self.passes: list[list[tuple[int, int]]] = []
 
-    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        return Prepared(image, image.shape[1], image.shape[0])
+    def prepare(self, picture: Picture) -> Prepared:
+        return Prepared(picture.pixels, picture.width, picture.height)
 
     def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
         self.passes.append([(image.height, image.width) for image in images])

@@ -1,0 +1,117 @@
+"""Networks exported from a checkpoint, made once and kept on disk. Imports no engine.
+
+An export is named by the checksum of its weights, its format, and the versions of what wrote it, so it is never stale.
+It appears under its name only when it is complete, and one process makes it while others wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import orjson
+
+from aiworker.inference.heads import Head
+
+FORMATS = {"openvino": ("openvino", "torch", "ultralytics"), "tensorrt": ("tensorrt", "torch", "ultralytics")}
+"""What each format is written by."""
+_HEAD = "head.json"
+_REVISION = 1
+
+
+class ExportFailed(Exception):
+    """The text says why, for operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """`folder` holds the network's files."""
+
+    folder: Path
+    head: Head
+
+
+def ensure_export(weights: str, kind: str, cache_dir: str = "", *, timeout_s: float = 600.0) -> Export:
+    """The export of `weights`, from `cache_dir` (else from beside the weights), made now if it is not there.
+
+    Making one takes a process of its own, which loads torch, some 10 s and 1 GB. Raises FileNotFoundError for weights
+    that are not there, and ExportFailed.
+    """
+    source = Path(weights)
+    if not source.is_file():
+        raise FileNotFoundError(f"no weights at {weights}")
+    folder = export_folder(source, kind, cache_dir)
+    if not (folder / _HEAD).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder.with_suffix(".lock")):
+            if not (folder / _HEAD).is_file():
+                _make(source, kind, folder, timeout_s)
+    return Export(folder, _read_head(folder))
+
+
+def export_folder(weights: Path, kind: str, cache_dir: str = "") -> Path:
+    """Where the export of exactly these weights by exactly these versions is kept."""
+    versions = {name: _version(name) for name in FORMATS[kind]}
+    named = orjson.dumps([_REVISION, _checksum(weights, weights.stat().st_mtime_ns), kind, versions])
+    root = Path(cache_dir) if cache_dir else weights.parent / ".cache"
+    return root / "exports" / f"{weights.stem}-{kind}-{hashlib.sha256(named).hexdigest()[:16]}"
+
+
+def write_head(head: Head, folder: Path) -> None:
+    """Comes last: an export without it is not there yet."""
+    (folder / _HEAD).write_bytes(orjson.dumps(asdict(head), option=orjson.OPT_NON_STR_KEYS))
+
+
+def _read_head(folder: Path) -> Head:
+    kept = orjson.loads((folder / _HEAD).read_bytes())
+    names = {int(kind): name for kind, name in kept.pop("names").items()}
+    return Head(names=names, strides=tuple(kept.pop("strides")), **kept)
+
+
+def _make(weights: Path, kind: str, folder: Path, timeout_s: float) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
+        fresh = Path(scratch) / folder.name
+        fresh.mkdir()
+        module = "aiworker.inference.engines.exporting"
+        command = [sys.executable, "-P", "-m", module, str(os.getpid()), str(weights), kind, str(fresh)]
+        try:
+            done = subprocess.run(  # noqa: S603 - our own interpreter and module
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=timeout_s
+            )
+        except subprocess.TimeoutExpired:
+            raise ExportFailed(f"the export to {kind} took longer than {timeout_s:g} s") from None
+        if done.returncode != 0:
+            last = done.stderr.strip().splitlines()[-1:]
+            raise ExportFailed(f"the export to {kind} failed: {''.join(last)[:300]}")
+        fresh.rename(folder)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Only one process at a time is in here; the kernel lets go of the lock when its process dies."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@lru_cache(maxsize=8)
+def _checksum(weights: Path, changed_ns: int) -> str:
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

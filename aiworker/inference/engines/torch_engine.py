@@ -1,0 +1,164 @@
+"""YOLO on torch, and the network that other engines' exports are made of. The only module that imports torch and
+ultralytics, and it is imported in children only.
+
+ultralytics' `predict` is not used: it sets its own thread count, keeps two copies of the model, warms up through
+torchvision, and its suppression step has a time limit after which the rest of a batch comes back empty.
+See docs/adr/003-engines-without-torchvision.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.utils import nms
+
+from aiworker.inference.heads import Head, visible
+from aiworker.inference.interface import Box, Picture, Prepared
+from aiworker.inference.letterbox import boxes_of, prepare
+from aiworker.inference.messages import MAX_BATCH, ChildSpec
+
+_TASKS = ("detect", "segment")
+
+
+class TorchEngine:
+    """YOLOv8, YOLO11 and YOLO26 weights (.pt) for detection or segmentation: fp32 on a CPU, fp16 on CUDA."""
+
+    def __init__(self, spec: ChildSpec) -> None:
+        self._spec = spec
+        self._device = _device(spec.device)
+        self._model: AutoBackend | None = None
+        self._stride = 32
+
+    def load(self) -> None:
+        """Raises FileNotFoundError, and what ultralytics raises for a file that is no checkpoint."""
+        cuda = self._device.type == "cuda"
+        self._model = _checkpoint(self._spec.weights, self._device, fp16=cuda, channels_last=True if cuda else None)
+        self._stride = int(self._model.backend.stride)
+        # Loading may change it, so this comes last.
+        torch.set_num_threads(self._spec.threads)
+
+    def warm_up(self) -> None:
+        size = self._spec.image_size
+        self.detect([Prepared(np.zeros((size, size, 3), np.uint8), size, size)])
+
+    @property
+    def label(self) -> str:
+        return f"torch-{self._device.type}-{'fp16' if self._device.type == 'cuda' else 'fp32'}"
+
+    @property
+    def pass_size(self) -> int:
+        """On a CPU the time per picture is the same for 1 to 8, but memory and the wait for the first answer grow."""
+        return MAX_BATCH if self._device.type == "cuda" else 2
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        return dict(self._loaded().backend.names)
+
+    def prepare(self, picture: Picture) -> Prepared:
+        return prepare(picture, self._spec.image_size, self._stride)
+
+    def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
+        model = self._loaded()
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.stack([image.pixels for image in images])).to(self._device)
+            batch = batch.permute(0, 3, 1, 2).contiguous()
+            batch = (batch.half() if model.backend.fp16 else batch.float()).div_(255)
+            answer, prototypes = _unpacked(model(batch))
+            found = nms.non_max_suppression(
+                answer,
+                self._spec.confidence,
+                self._spec.iou,
+                max_det=self._spec.max_detections,
+                nc=len(model.backend.names),
+                end2end=bool(model.backend.end2end),
+                max_time_img=math.inf,
+            )
+            shape = (batch.shape[2], batch.shape[3])
+            return [
+                boxes_of(_with_mask(rows, prototypes, index, shape), shape, image)
+                for index, (rows, image) in enumerate(zip(found, images, strict=True))
+            ]
+
+    def _loaded(self) -> AutoBackend:
+        if self._model is None:
+            raise RuntimeError("load() comes first")
+        return self._model
+
+
+class RawNetwork(torch.nn.Module):
+    """Answers what `heads.RawOutput` describes, in that order, in front of the steps that `heads` takes."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(pictures, 3, h, w) in 0..1."""
+        _, raw = self._model(batch)
+        raw = raw.get("one2one") or raw.get("one2many") or raw
+        outputs = (raw["boxes"], raw["scores"])
+        return (*outputs, raw["mask_coefficient"], raw["proto"]) if "proto" in raw else outputs
+
+
+def raw_network(weights: str) -> tuple[torch.jit.ScriptModule, torch.Tensor, Head]:
+    """The traced network in fp32 on the CPU, the input it was traced with, and what to know of its answers."""
+    model = _checkpoint(weights, torch.device("cpu"), fp16=False, channels_last=False).backend
+    last = model.model.model[-1]
+    head = Head(
+        names={int(kind): str(name) for kind, name in model.names.items()},
+        task=model.model.task,
+        strides=tuple(int(stride) for stride in last.stride),
+        bins=int(last.reg_max),
+        end_to_end=bool(model.end2end),
+    )
+    example = torch.zeros(1, 3, 640, 640)
+    with torch.no_grad():
+        # The check runs the trace twice and compares names that ultralytics' heads make anew each time.
+        network: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
+            RawNetwork(model.model), example, strict=False, check_trace=False
+        )
+    return network, example, head
+
+
+def _checkpoint(weights: str, device: torch.device, *, fp16: bool, channels_last: bool | None) -> AutoBackend:
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"no weights at {weights}")
+    # `end2end` None keeps the head that the checkpoint was made for: YOLO26 answers without suppression.
+    model: AutoBackend = AutoBackend(weights, device=device, fp16=fp16, channels_last=channels_last, verbose=False)
+    model.eval()
+    task = getattr(model.backend.model, "task", None) or model.backend.task
+    if task not in _TASKS:
+        raise ValueError(f"weights are for the task {task!r}, not for detection or segmentation")
+    return model
+
+
+def _unpacked(answer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Boxes and scores, and the prototypes of masks where the model has them."""
+    if isinstance(answer, (list, tuple)) and isinstance(answer[0], (list, tuple)):
+        return answer[0][0], answer[0][1]
+    return (answer[0] if isinstance(answer, (list, tuple)) else answer), None
+
+
+def _with_mask(
+    rows: torch.Tensor, prototypes: torch.Tensor | None, index: int, shape: tuple[int, int]
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    table = rows.float().cpu().numpy()
+    if prototypes is None or not len(table):
+        return table[:, :6]
+    seen = visible(table[:, 6:].T, prototypes[index].float().cpu().numpy(), table[:, :4], shape)
+    return table[seen, :6]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"device {name} asked for, but torch sees no CUDA device")
+    return device

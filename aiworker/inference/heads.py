@@ -1,0 +1,152 @@
+"""What a YOLO network says, and the boxes it means. NumPy only, used in the child only.
+
+Engines that run an exported network stop it before its last few arithmetic steps, which are done here: only for the
+anchors that matter, and in float32 even where the network itself runs in a shorter format. The result is that of
+ultralytics' `non_max_suppression` on the whole network, except that nothing here has a time limit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+_CLASS_GAP = np.float32(7680)
+_MOST_CANDIDATES = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What must be known of a network beside its numbers.
+
+    `bins` is how many numbers stand for one side of a box (16 for YOLOv8 and YOLO11, 1 for YOLO26), `strides` are the
+    pixels per cell of each level. `end_to_end` heads (YOLO26) give one box for each thing and need no suppression.
+    """
+
+    names: Mapping[int, str]
+    task: str
+    strides: tuple[int, ...]
+    bins: int
+    end_to_end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    confidence: float
+    iou: float
+    max_detections: int
+
+
+@dataclass(frozen=True, slots=True)
+class RawOutput:
+    """One picture's numbers for its N anchors: `sides` (4 * bins, N), `scores` (classes, N) before the sigmoid.
+
+    Segmentation adds `coefficients` (masks, N) and `prototypes` (masks, h / 4, w / 4).
+    """
+
+    sides: Floats
+    scores: Floats
+    coefficients: Floats | None = None
+    prototypes: Floats | None = None
+
+
+def find_boxes(output: RawOutput, head: Head, shape: tuple[int, int], limits: Limits) -> Floats:
+    """(n, 6): x1, y1, x2, y2 in the model's input of (h, w) `shape`, confidence, class; most confident first."""
+    threshold = math.log(limits.confidence / (1 - limits.confidence))
+    candidates = np.flatnonzero(output.scores.max(axis=0) > threshold)
+    if head.end_to_end:
+        anchors, kinds = _best_pairs(output.scores, candidates, threshold, limits.max_detections)
+        corners = _corners(output.sides, anchors, head, shape)
+    else:
+        kinds = output.scores[:, candidates].argmax(axis=0)
+        order = np.argsort(-output.scores[kinds, candidates], kind="stable")[:_MOST_CANDIDATES]
+        anchors, kinds = candidates[order], kinds[order]
+        corners = _corners(output.sides, anchors, head, shape)
+        apart = corners + kinds[:, None].astype(np.float32) * _CLASS_GAP
+        kept = suppress(apart, limits.iou)[: limits.max_detections]
+        anchors, kinds, corners = anchors[kept], kinds[kept], corners[kept]
+    confidences = 1 / (1 + np.exp(-output.scores[kinds, anchors]))
+    rows: Floats = np.column_stack((corners, confidences, kinds)).astype(np.float32)
+    if output.coefficients is None or output.prototypes is None:
+        return rows
+    return rows[visible(output.coefficients[:, anchors], output.prototypes, corners, shape)]
+
+
+def suppress(corners: Floats, limit: float) -> NDArray[np.intp]:
+    """Indices of the boxes that overlap no better one by more than `limit`; `corners` are in order, best first."""
+    x1, y1, x2, y2 = corners.T
+    areas = (x2 - x1) * (y2 - y1)
+    left, kept = np.arange(len(corners)), []
+    while left.size:
+        first, left = left[0], left[1:]
+        kept.append(first)
+        width = np.minimum(x2[first], x2[left]) - np.maximum(x1[first], x1[left])
+        height = np.minimum(y2[first], y2[left]) - np.maximum(y1[first], y1[left])
+        shared = width.clip(min=0) * height.clip(min=0)
+        left = left[shared / (areas[first] + areas[left] - shared) <= limit]
+    return np.array(kept, np.intp)
+
+
+def _best_pairs(
+    scores: Floats, candidates: NDArray[np.intp], threshold: float, most: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Anchors and classes of the highest scores; one anchor may stand for several classes, as in ultralytics' top-k."""
+    best = scores[:, candidates].max(axis=0)
+    candidates = candidates[np.argsort(-best, kind="stable")[:most]]
+    kinds, places = np.nonzero(scores[:, candidates] > threshold)
+    order = np.argsort(-scores[kinds, candidates[places]], kind="stable")[:most]
+    return candidates[places[order]], kinds[order]
+
+
+def _corners(sides: Floats, anchors: NDArray[np.intp], head: Head, shape: tuple[int, int]) -> Floats:
+    distances = sides[:, anchors].reshape(4, head.bins, -1)
+    if head.bins > 1:
+        weights = np.exp(distances - distances.max(axis=1, keepdims=True))
+        steps = np.arange(head.bins, dtype=np.float32)[:, None]
+        distances = (weights * steps).sum(axis=1) / weights.sum(axis=1)
+    left, top, right, bottom = distances.reshape(4, -1)
+    x, y, stride = _grid(shape, head.strides)[:, anchors]
+    corners: Floats = np.stack((x - left, y - top, x + right, y + bottom), axis=1) * stride[:, None]
+    return corners
+
+
+@functools.lru_cache(maxsize=64)
+def _grid(shape: tuple[int, int], strides: tuple[int, ...]) -> Floats:
+    """(3, N): x and y of each anchor in cells of its level, and the stride of that level."""
+    levels = []
+    for stride in strides:
+        rows, columns = np.indices((shape[0] // stride, shape[1] // stride), np.float32).reshape(2, -1)
+        levels.append(np.stack((columns + 0.5, rows + 0.5, np.full_like(rows, stride))))
+    return np.concatenate(levels, axis=1)
+
+
+def visible(coefficients: Floats, prototypes: Floats, corners: Floats, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which boxes have any pixel of their mask inside; ultralytics drops the others.
+
+    `coefficients` are (masks, n), `prototypes` (masks, h / 4, w / 4), `corners` (n, 4) in the input of (h, w) `shape`.
+    """
+    seen = np.zeros(len(corners), np.bool_)
+    for index, (x1, y1, x2, y2) in enumerate(corners):
+        top, bottom, down = _samples(y1, y2, shape[0], prototypes.shape[1])
+        left, right, across = _samples(x1, x2, shape[1], prototypes.shape[2])
+        if not top.size or not left.size:
+            continue
+        cells = prototypes[:, top[0] : bottom[-1] + 1, left[0] : right[-1] + 1]
+        mask = np.tensordot(coefficients[:, index], cells, 1)
+        top, bottom, left, right = top - top[0], bottom - top[0], left - left[0], right - left[0]
+        tall = mask[top] * (1 - down[:, None]) + mask[bottom] * down[:, None]
+        seen[index] = (tall[:, left] * (1 - across) + tall[:, right] * across > 0).any()
+    return seen
+
+
+def _samples(low: float, high: float, pixels: int, cells: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
+    """For the pixels from `low` to `high`: the two cells that each lies between, and its share of the second."""
+    inside = np.arange(max(0, math.ceil(low)), min(pixels, math.ceil(high)))
+    places = ((inside + 0.5) * (cells / pixels) - 0.5).clip(min=0).astype(np.float32)
+    first = np.floor(places).astype(np.intp)
+    return first, np.minimum(first + 1, cells - 1), places - first

@@ -1,0 +1,138 @@
+"""Each engine against ultralytics' own predict: the same photos, the same weights, in real children."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SHARED_DATA
+from PIL import Image
+
+from aiworker.domain.deadline import Deadline
+from aiworker.domain.detection import Detection, Detections
+from aiworker.inference.engines.exports import ExportFailed, ensure_export, export_folder
+from aiworker.inference.interface import Picture
+from aiworker.inference.letterbox import prepare
+from aiworker.inference.messages import ChildSpec
+from aiworker.inference.pool import InferencePool
+
+_LONG = 100.0
+_FAMILIES = ("yolov8", "yolo11", "yolo26", "yolov8-seg")
+_ENGINES = {
+    "openvino": "aiworker.inference.engines.openvino_engine:OpenVinoEngine",
+    "torch": "aiworker.inference.engines.torch_engine:TorchEngine",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path, yolo_weights: Path, photos: list[Path]) -> dict[str, Any]:
+    script = Path(__file__).parent / "ultralytics_reference.py"
+    there = [str(photo) for photo in photos if photo.exists()]
+    done = subprocess.run(
+        [sys.executable, str(script), str(yolo_weights), str(folder), str(SHARED_DATA / "models"), *there],
+        capture_output=True,
+        text=True,
+        timeout=_LONG,
+        check=False,
+        env={**os.environ, "YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false", "YOLO_AUTOINSTALL": "false"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer: dict[str, Any] = json.loads((folder / "expected.json").read_text())
+    return answer
+
+
+async def _detect(spec: ChildSpec, photos: list[str]) -> tuple[list[Detections], str, float]:
+    """What the pool's child finds on each photo, the libraries it has mapped, and its RSS in MiB."""
+    pool = InferencePool(spec)
+    await pool.start()
+    try:
+        await pool.wait_ready()
+        deadline = Deadline.after(_LONG)
+        found = [await pool.detect(Path(photo).read_bytes(), deadline) for photo in photos]
+        (child,) = pool.snapshot()
+        return found, Path(f"/proc/{child['pid']}/maps").read_text(), float(child["rss_mb"] or 0)
+    finally:
+        await pool.stop()
+
+
+def _iou(a: tuple[float, ...], b: list[float]) -> float:
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (areas - width * height)
+
+
+def _differences(ours: tuple[Detection, ...], theirs: list[list[float]], tolerance: float) -> list[object]:
+    left, missing = list(theirs), []
+    for each in ours:
+        alike = (
+            row
+            for row in left
+            if row[0] == each.class_id
+            and abs(row[1] - each.confidence) <= tolerance
+            and _iou(each.box, row[2:]) >= 0.99
+        )
+        match = next(alike, None)
+        if match is None:
+            missing.append(each)
+        else:
+            left.remove(match)
+    return [*missing, *left]
+
+
+@pytest.mark.parametrize(
+    ("engine", "family"),
+    [*(("openvino", family) for family in _FAMILIES), ("torch", "yolo26"), ("torch", "yolov8-seg")],
+)
+async def test_detections_are_those_of_ultralytics(
+    reference: dict[str, Any], family: str, engine: str, folder: Path
+) -> None:
+    if family not in reference["families"]:
+        pytest.skip(f"no {family} weights at hand")
+    weights, expected = reference["families"][family].values()
+    spec = ChildSpec(weights, _ENGINES[engine], "cpu", threads=2, confidence=0.25, cache_dir=str(folder))
+    found, mapped, rss_mb = await _detect(spec, list(expected))
+    assert sum(len(each.items) for each in found) > 5
+    for (photo, theirs), ours in zip(expected.items(), found, strict=True):
+        assert not _differences(ours.items, theirs, 0.01), photo
+        with Image.open(photo) as picture:
+            assert (ours.width, ours.height) == picture.size
+        assert (ours.engine, ours.model) == (f"{engine}-cpu-fp32", Path(weights).stem)
+    loaded = {name for name in _ENGINES if f"lib{name}" in mapped}
+    assert loaded == {engine}, "a child that reads an export never loads torch"
+    assert rss_mb < (400 if engine == "openvino" else 1000)
+
+
+def test_boxes_of_a_segmentation_model_with_an_empty_mask_are_dropped(reference: dict[str, Any]) -> None:
+    counts = {
+        family: sum(map(len, reference["families"][family]["found"].values())) for family in ("yolov8", "yolov8-seg")
+    }
+    assert 5 < counts["yolov8-seg"] < counts["yolov8"], "the reference has such boxes, or the test above shows nothing"
+
+
+def test_the_letterbox_is_that_of_ultralytics(reference: dict[str, Any]) -> None:
+    for width, height, expected in reference["letterboxes"]:
+        noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+        pixels = prepare(Picture(noise, width, height), 640, 32).pixels
+        assert hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest() == expected, (width, height)
+
+
+def test_an_export_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    weights = tmp_path / "broken.pt"
+    weights.write_bytes(b"not a checkpoint")
+    with pytest.raises(ExportFailed, match=r"the export to openvino failed: \w+"):
+        ensure_export(str(weights), "openvino", str(tmp_path))
+    folder = export_folder(weights, "openvino", str(tmp_path))
+    assert [each.name for each in folder.parent.iterdir()] == [f"{folder.name}.lock"]

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from aiworker.inference.engines import exports
+from aiworker.inference.engines.exports import ensure_export, export_folder, write_head
+from aiworker.inference.heads import Head
+
+_HEAD = Head({0: "maçã", 7: "pão"}, "detect", (8, 16, 32), bins=16, end_to_end=False)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"numbers")
+    return file
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every export that is made, by a maker that writes the head only."""
+    folders: list[Path] = []
+
+    def make(weights: Path, kind: str, folder: Path, timeout_s: float) -> None:
+        folder.mkdir()
+        write_head(_HEAD, folder)
+        folders.append(folder)
+
+    monkeypatch.setattr(exports, "_make", make)
+    return folders
+
+
+def test_an_export_is_made_once_and_read_back_whole(weights: Path, made: list[Path]) -> None:
+    first, second = (ensure_export(str(weights), "openvino") for _ in range(2))
+    assert first == second
+    assert first.head == _HEAD
+    assert made == [first.folder]
+    assert first.folder.is_relative_to(weights.parent / ".cache")
+
+
+def test_many_at_once_make_one(weights: Path, made: list[Path]) -> None:
+    everybody = threading.Barrier(8)
+
+    def ask() -> None:
+        everybody.wait()
+        ensure_export(str(weights), "openvino")
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def test_other_weights_formats_and_versions_have_other_exports(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {export_folder(weights, kind) for kind in ("openvino", "tensorrt")}
+    monkeypatch.setattr(exports, "_version", lambda package: "99")
+    names.add(export_folder(weights, "openvino"))
+    weights.write_bytes(b"other numbers")
+    names.add(export_folder(weights, "openvino"))
+    assert len(names) == 4
+
+
+def test_the_same_weights_elsewhere_have_the_same_export(weights: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere" / weights.name
+    copy.parent.mkdir()
+    copy.write_bytes(weights.read_bytes())
+    assert export_folder(copy, "openvino", "/cache") == export_folder(weights, "openvino", "/cache")
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
+        ensure_export(str(tmp_path / "gone.pt"), "openvino")
