@@ -94,6 +94,9 @@ class Settings(BaseSettings):
 
     enable_cache: bool = Field(True, description="share results of identical requests")
     cache_ttl_hours: float = Field(24.0, gt=0, description="how long a result may be shared")
+    traces: Literal["off", "otlp"] = Field(
+        "off", description="otlp sends spans by OpenTelemetry, to OTEL_EXPORTER_OTLP_ENDPOINT; needs aiworker[otel]"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @field_validator("media_allowed_hosts", "local_only", mode="before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from aiworker.gateway.ops import add_ops
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, threads_per_child
 from aiworker.inference.weights import resolve_weights
-from aiworker.llm.gemini import ALL, GeminiModel
+from aiworker.llm.gemini import GeminiModel
 from aiworker.llm.lane import LaneRules
+from aiworker.llm.local_only import ALL, LocalOnlyRule
 from aiworker.llm.ollama import OllamaModel
 from aiworker.llm.pursuit import Provider
 from aiworker.llm.router import ModelRouter
@@ -30,6 +32,7 @@ from aiworker.queue.postgres import PostgresQueue, QueueRules
 from aiworker.scheduler.worker import Worker, WorkerLimits
 from aiworker.settings import Settings
 from aiworker.telemetry.metrics import Metrics
+from aiworker.telemetry.traces import Traces
 
 _MB = 1_000_000
 # Long enough that a quiet half hour does not cost the next job a load, short enough to give the memory back at night.
@@ -79,12 +82,15 @@ async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
         pool = _pool(settings, metrics)
         await pool.start()
         stack.push_async_callback(pool.stop)
-        router = ModelRouter(_providers(settings), _lane_rules(settings), metrics)
+        traces = _traces(settings)
+        stack.push_async_callback(asyncio.to_thread, traces.stop)
+        router = ModelRouter(_providers(settings, traces), _lane_rules(settings), metrics)
         images = HttpImageSource(_media_limits(settings))
         stack.push_async_callback(router.close)
         stack.push_async_callback(images.close)
         listener = Listener(database_url(settings), pooler=settings.database_pooler)
-        worker = Worker(queue, listener, Tools(images, pool, router), metrics, _limits(settings))
+        model = LocalOnlyRule(router, local_only_types(settings))
+        worker = Worker(queue, listener, Tools(images, pool, model), metrics, _limits(settings), traces=traces)
         yield WorkerParts(worker, queue, pool, router, metrics)
 
 
@@ -132,7 +138,7 @@ def _pool(settings: Settings, metrics: Metrics) -> InferencePool:
     return InferencePool(spec, settings.inference_processes, settings.inference_max_batch, on_batch=on_batch)
 
 
-def _providers(settings: Settings) -> dict[str, Provider]:
+def _providers(settings: Settings, traces: Traces) -> dict[str, Provider]:
     providers: dict[str, Provider] = {}
     if settings.ollama_url:
         providers["ollama"] = OllamaModel(
@@ -141,12 +147,23 @@ def _providers(settings: Settings) -> dict[str, Provider]:
             settings.ollama_vision_model,
             settings.ollama_num_ctx,
             keep_alive=f"{_KEEP_ALIVE_S}s",
+            traces=traces,
         )
     if settings.gemini_api_key:
         providers["gemini"] = GeminiModel(
-            settings.gemini_api_key, settings.gemini_model, settings.gemini_url, local_only_types(settings)
+            settings.gemini_api_key, settings.gemini_model, settings.gemini_url, local_only_types(settings), traces
         )
     return providers
+
+
+def _traces(settings: Settings) -> Traces:
+    if settings.traces == "off":
+        return Traces()
+    try:
+        from aiworker.telemetry.otel import OtelTraces  # noqa: PLC0415 - most do without these packages
+    except ImportError:
+        raise ConfigurationError("TRACES needs packages that are not here: pip install aiworker[otel]") from None
+    return OtelTraces(settings.worker_id)
 
 
 def local_only_types(settings: Settings) -> frozenset[str]:

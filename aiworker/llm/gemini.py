@@ -20,10 +20,12 @@ from aiworker.llm.answering import ask_checked
 from aiworker.llm.gemini_errors import NAME, error_of
 from aiworker.llm.gemini_generate import GenerateStream, generate_body
 from aiworker.llm.http import Http
+from aiworker.llm.local_only import stays_here
 from aiworker.llm.pictures import Pictures
 from aiworker.llm.structured import Said
+from aiworker.llm.tracing import traced
+from aiworker.telemetry.traces import Traces
 
-ALL = "all"
 # Four of the tiles of 768 x 768 pixels that Gemini cuts a picture into; each is 258 tokens.
 _PIXELS = 4 * 768 * 768
 
@@ -37,7 +39,15 @@ class GeminiModel:
     name = NAME
     sees_images = True
 
-    def __init__(self, api_key: SecretStr, model: str, base_url: str, local_only: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        api_key: SecretStr,
+        model: str,
+        base_url: str,
+        local_only: frozenset[str] = frozenset(),
+        traces: Traces | None = None,
+    ) -> None:
+        self._told = traced(self._ask, traces or Traces(), provider=NAME, model=model, base_url=base_url)
         self.model = model
         self._local_only = local_only
         self._pictures = Pictures()
@@ -47,10 +57,10 @@ class GeminiModel:
 
     async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
         """Raises a ProviderError, or an InputRejected for an image that cannot be read."""
-        if request.local_only or not self._local_only.isdisjoint((request.purpose, ALL)):
+        if stays_here(request, self._local_only):
             raise LocalOnly("this kind of analysis stays on this server", provider=NAME)
         images = await self._pictures.prepare(request.images, _PIXELS)
-        return await ask_checked(self._ask, dataclasses.replace(request, images=images), deadline)
+        return await ask_checked(self._told, dataclasses.replace(request, images=images), deadline)
 
     async def probe(self, deadline: Deadline) -> dict[str, Any]:
         """Whether key and model are good: `reachable, model, present, error` (a code or None), `note` (what to do)."""

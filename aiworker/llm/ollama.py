@@ -22,6 +22,8 @@ from aiworker.llm.ollama_chat import ChatStream, chat_body
 from aiworker.llm.ollama_errors import NAME, error_of
 from aiworker.llm.pictures import Pictures, pixels_read
 from aiworker.llm.structured import Said
+from aiworker.llm.tracing import traced
+from aiworker.telemetry.traces import Traces
 
 _SHOWN_TTL_S = 300.0
 
@@ -57,8 +59,16 @@ class OllamaModel:
     name = NAME
 
     def __init__(
-        self, base_url: str, text_model: str, vision_model: str | None, num_ctx: int, keep_alive: str = "30m"
+        self,
+        base_url: str,
+        text_model: str,
+        vision_model: str | None,
+        num_ctx: int,
+        keep_alive: str = "30m",
+        traces: Traces | None = None,
     ) -> None:
+        self._base_url = base_url
+        self._traces = traces or Traces()
         self.text_model = text_model
         self.vision_model = vision_model
         self._num_ctx = num_ctx
@@ -85,7 +95,6 @@ class OllamaModel:
                 raise ModelCannotSee("OLLAMA_VISION_MODEL is a text-only model", provider=NAME)
             images = await self._pictures.prepare(request.images, shown.pixels)
             request = dataclasses.replace(request, images=images)
-
         if request.tools and not shown.can("tools"):
             raise RequestRejected("the model does not take tools: set OLLAMA_MODEL to one that does", provider=NAME)
 
@@ -95,7 +104,8 @@ class OllamaModel:
             await self._http.post_lines("/api/chat", body, deadline, answer.feed)
             return answer.said()
 
-        return await ask_checked(ask, request, deadline)
+        told = traced(ask, self._traces, provider=NAME, model=model, base_url=self._base_url)
+        return await ask_checked(told, request, deadline)
 
     async def probe(self, deadline: Deadline) -> dict[str, Any]:
         """What is there: `reachable, version, models: {name: {present, vision}}, error` (a code or None), `note`."""

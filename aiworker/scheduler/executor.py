@@ -11,10 +11,11 @@ from aiworker.analyses.registry import ANALYSES, checked_input, find_analysis
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import WorkerError
 from aiworker.domain.job import ClaimedJob
-from aiworker.domain.outcome import Completed, Failed, Outcome, Retry, outcome_of_error
+from aiworker.domain.outcome import Completed, Failed, Outcome, Retry, label, outcome_of_error
 from aiworker.domain.retry import RetryPolicy
 from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
+from aiworker.telemetry.traces import Attributes, Traces
 
 _log = get_logger("aiworker.executor")
 
@@ -34,7 +35,9 @@ class JobExecutor:
         attempt_timeout_s: float,
         cache_ttl_s: float | None,
         analyses: Mapping[str, Analysis] = ANALYSES,
+        traces: Traces | None = None,
     ) -> None:
+        self._traces = traces or Traces()
         self._tools = tools
         self._metrics = metrics
         self._policy = policy
@@ -44,6 +47,19 @@ class JobExecutor:
 
     async def execute(self, job: ClaimedJob, report: Callable[[int, str], None]) -> Outcome:
         """`report(percent, stage)` is called as stages begin. Raises nothing but CancelledError."""
+        about: Attributes = {
+            "aiworker.job.id": str(job.id),
+            "aiworker.job.type": job.type,
+            "aiworker.job.attempt": job.attempt,
+        }
+        with self._traces.span(f"job {job.type}", "consumer", about) as span:
+            outcome = await self._execute(job, report)
+            span.note({"aiworker.outcome": label(outcome)})
+            if isinstance(outcome, Retry | Failed):
+                span.fail(outcome.error_code)
+            return outcome
+
+    async def _execute(self, job: ClaimedJob, report: Callable[[int, str], None]) -> Outcome:
         clock = StageClock(report)
         started = time.perf_counter()
         try:

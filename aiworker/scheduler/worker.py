@@ -20,6 +20,7 @@ from aiworker.scheduler.outcomes import OutcomeWriter, ProgressWriter
 from aiworker.scheduler.running import RunningJobs
 from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
+from aiworker.telemetry.traces import Traces
 
 _log = get_logger("aiworker.worker")
 
@@ -53,6 +54,7 @@ class Worker:
         limits: WorkerLimits,
         policy: RetryPolicy | None = None,
         analyses: Mapping[str, Analysis] = ANALYSES,
+        traces: Traces | None = None,
     ) -> None:
         self._wake_ups = wake_ups
         self._limits = limits
@@ -73,6 +75,7 @@ class Worker:
             attempt_timeout_s=limits.attempt_timeout_s,
             cache_ttl_s=limits.cache_ttl_s,
             analyses=analyses,
+            traces=traces,
         )
         self._dispatcher = Dispatcher(
             source,
