@@ -11,7 +11,7 @@ from aiworker.nutrition.words import PREPARATIONS, words
 FOODS = load_taco().foods
 SYNONYMS = read_rows("synonyms.csv")
 # Ham is cooked by nature; the table does not say so.
-COOKED_BY_NATURE = {"presunto cozido"}
+COOKED_BY_NATURE = {"presunto cozido", "Presunto com"}
 
 
 def matched(name):
