@@ -249,6 +249,15 @@ def bench(arguments: tuple[str, ...]) -> None:
     run_gate(arguments)
 
 
+@models.command("show")
+@click.argument("name")
+def show_model(name: str) -> None:
+    """Show what is known of NAME: weights by their file, or one of Ollama's models by what it can and takes."""
+    from aiworker.cli.models import details
+
+    _console.print(details(load_settings(), name))
+
+
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import ollama
@@ -10,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from aiworker.domain.errors import ConfigurationError, ProviderUnavailable, WeightsUnavailable
-from aiworker.inference.weights import KNOWN_WEIGHTS, pull_weights, resolve_weights
+from aiworker.domain.errors import ConfigurationError, ModelNotFound, ProviderUnavailable, WeightsUnavailable
+from aiworker.inference.weights import KNOWN_WEIGHTS, KnownWeights, pull_weights, resolve_weights
+from aiworker.llm.pictures import pixels_read
 from aiworker.settings import Settings
 
-_LIST_TIMEOUT_S = 10.0
-_OLLAMA_FAILURES = (ollama.ResponseError, ConnectionError, httpx.HTTPError)
+_TIMEOUT_S = 10.0
 
 
 def weights_table(settings: Settings) -> Table:
@@ -37,27 +38,91 @@ def ollama_table(settings: Settings) -> Table | None:
     if not settings.ollama_url:
         return None
     table = Table(box=None)
-    for heading in ("Ollama model", "size", "used as"):
+    for heading in ("Ollama model", "size", "used as", "in memory"):
         table.add_column(heading)
-    try:
-        listed = ollama.Client(host=settings.ollama_url, timeout=_LIST_TIMEOUT_S).list()
-    except _OLLAMA_FAILURES as error:
-        raise _unreachable(settings, error) from None
-    roles = {settings.ollama_model: "text", settings.ollama_vision_model: "vision"}
-    for model in listed.models:
-        table.add_row(model.model or "", f"{(model.size or 0) / 1e9:.1f} GB", roles.get(model.model, ""))
+    with _ollama(settings) as client:
+        listed, loaded = client.list().models, _loaded(client)
+    roles = _roles(settings)
+    for model in listed:
+        name = model.model or ""
+        table.add_row(name, _gigabytes(model.size), roles.pop(name, ""), loaded.get(name, ""))
+    for missing, role in roles.items():
+        table.add_row(missing, "", role, f"not pulled: aiworker models pull {missing}")
     return table
+
+
+def details(settings: Settings, name: str) -> Table:
+    """What is known of weights or of one of Ollama's models.
+
+    Raises ConfigurationError for a name of neither, ModelNotFound, WeightsUnavailable, ProviderUnavailable.
+    """
+    table = Table(box=None, show_header=False)
+    known = KNOWN_WEIGHTS.get(name.removesuffix(".pt"))
+    for what, value in _of_weights(settings, name, known) if known else _of_ollama(settings, name):
+        table.add_row(f"[bold]{what}[/bold]", value)
+    return table
+
+
+def _of_weights(settings: Settings, name: str, known: KnownWeights) -> list[tuple[str, str]]:
+    return [
+        ("file", str(resolve_weights(name, settings.models_dir))),
+        ("size", f"{known.size / 1e6:.1f} MB"),
+        ("sha256", known.sha256),
+        ("source", known.url),
+        ("licence", "AGPL-3.0-or-later (Ultralytics), trained on COCO's 80 classes"),
+        ("used", "yes, as YOLO_MODEL" if name.removesuffix(".pt") == settings.yolo_model else "no"),
+    ]
+
+
+def _of_ollama(settings: Settings, name: str) -> list[tuple[str, str]]:
+    with _ollama(settings, name) as client:
+        shown, loaded = client.show(name), _loaded(client)
+    info = {key.partition(".")[2]: value for key, value in (shown.modelinfo or {}).items()}
+    capabilities = shown.capabilities or []
+    pixels = f"{pixels_read(shown.modelinfo or {}) / 1e6:.2f} million pixels" if "vision" in capabilities else "no"
+    kind = shown.details
+    return [
+        ("model", name),
+        ("family", (kind and kind.family) or "unknown"),
+        ("parameters", (kind and kind.parameter_size) or "unknown"),
+        ("quantisation", (kind and kind.quantization_level) or "unknown"),
+        (
+            "context",
+            f"{info.get('context_length', 'unknown')} tokens, of which OLLAMA_NUM_CTX={settings.ollama_num_ctx}",
+        ),
+        ("can", ", ".join(capabilities) or "unknown"),
+        ("reads pictures of", pixels),
+        ("licence", str(info.get("license") or (shown.license or "unknown").splitlines()[0])),
+        ("used as", _roles(settings).get(name, "nothing")),
+        ("in memory", loaded.get(name, "no")),
+    ]
+
+
+def _loaded(client: ollama.Client) -> dict[str, str]:
+    return {
+        model.name or "": f"{_gigabytes(model.size)}, {_gigabytes(model.size_vram)} of it on the GPU"
+        for model in client.ps().models
+    }
+
+
+def _roles(settings: Settings) -> dict[str, str]:
+    roles = {settings.ollama_model: "text"}
+    if settings.ollama_vision_model:
+        both = settings.ollama_vision_model == settings.ollama_model
+        roles[settings.ollama_vision_model] = "text and vision" if both else "vision"
+    return roles
+
+
+def _gigabytes(size: int | None) -> str:
+    return f"{(size or 0) / 1e9:.1f} GB"
 
 
 def pull(settings: Settings, name: str, console: Console) -> None:
     """Gets YOLO weights, or any other name from Ollama, with a progress bar."""
     if name.removesuffix(".pt") in KNOWN_WEIGHTS:
         _pull_weights(settings, name, console)
-    elif settings.ollama_url:
-        asyncio.run(_pull_from_ollama(settings, name, console))
     else:
-        known = ", ".join(KNOWN_WEIGHTS)
-        raise ConfigurationError(f"{name!r} is none of the known weights ({known}); for an Ollama model set OLLAMA_URL")
+        _pull_from_ollama(settings, name, console)
 
 
 def _bars(console: Console) -> Progress:
@@ -77,22 +142,35 @@ def _pull_weights(settings: Settings, name: str, console: Console) -> None:
     console.print(f"[bold]{path}[/bold]")
 
 
-async def _pull_from_ollama(settings: Settings, name: str, console: Console) -> None:
-    try:
-        with _bars(console) as bars:
-            tasks: dict[str, TaskID] = {}
-            async for part in await ollama.AsyncClient(host=settings.ollama_url).pull(name, stream=True):
-                what = part.status or name
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=part.total)
-                bars.update(tasks[what], completed=part.completed or 0, total=part.total)
-    except _OLLAMA_FAILURES as error:
-        raise _unreachable(settings, error) from None
+def _pull_from_ollama(settings: Settings, name: str, console: Console) -> None:
+    with _ollama(settings, name, timeout_s=None) as client, _bars(console) as bars:
+        tasks: dict[str, TaskID] = {}
+        for part in client.pull(name, stream=True):
+            what = part.status or name
+            if not part.total:
+                console.print(what)
+                continue
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=part.total)
+            bars.update(tasks[what], completed=part.completed or 0, total=part.total)
     console.print(f"[bold]{name}[/bold] is in Ollama")
 
 
-def _unreachable(settings: Settings, error: Exception) -> ProviderUnavailable:
-    if isinstance(error, ollama.ResponseError):
-        return ProviderUnavailable(f"Ollama refused ({error.status_code}): {error.error}", provider="ollama")
-    note = f"no Ollama at {settings.ollama_url} ({type(error).__name__}): start it, or correct OLLAMA_URL"
-    return ProviderUnavailable(note, provider="ollama")
+@contextmanager
+def _ollama(settings: Settings, name: str = "", timeout_s: float | None = _TIMEOUT_S) -> Iterator[ollama.Client]:
+    """A client whose failures say what to do. Raises ConfigurationError, ModelNotFound, ProviderUnavailable."""
+    if not settings.ollama_url:
+        known = ", ".join(KNOWN_WEIGHTS)
+        raise ConfigurationError(f"{name!r} is none of the known weights ({known}); for an Ollama model set OLLAMA_URL")
+    try:
+        with ollama.Client(host=settings.ollama_url, timeout=timeout_s) as client:
+            yield client
+    except ollama.ResponseError as error:
+        if error.status_code == 404:
+            raise ModelNotFound(f"Ollama has no {name!r}: aiworker models pull {name}", provider="ollama") from None
+        if "file does not exist" in error.error:
+            raise ModelNotFound(f"there is no {name!r} in Ollama's library: see ollama.com/library") from None
+        raise ProviderUnavailable(f"Ollama refused ({error.status_code}): {error.error}", provider="ollama") from None
+    except (ConnectionError, httpx.HTTPError) as error:
+        note = f"no Ollama at {settings.ollama_url} ({type(error).__name__}): start it, or correct OLLAMA_URL"
+        raise ProviderUnavailable(note, provider="ollama") from None

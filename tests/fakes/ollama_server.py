@@ -23,7 +23,8 @@ _INTEGER_OPTIONS = ("num_predict", "num_ctx", "seed", "top_k")
 
 
 class FakeOllama(FakeLlmServer):
-    """`models` maps names to capabilities. `answer(body)` gives the text of unscripted answers.
+    """`models` maps names to capabilities, `library` those that can be pulled. `answer(body)` gives the text of
+    unscripted answers.
 
     Without `answer`, a schema-bound call gets a small valid instance, any other a short sentence. With `max_waiting`
     set, a call beyond the slots and that many waiting gets the recorded 503.
@@ -40,6 +41,7 @@ class FakeOllama(FakeLlmServer):
     ) -> None:
         super().__init__(answer=answer, slots=slots)
         self.models = dict(models or {"llama3.2:3b": ("completion", "tools"), "qwen2.5vl:3b": ("completion", "vision")})
+        self.library: dict[str, tuple[str, ...]] = {}
         self.loaded: dict[str, int] = {}
         self.version = version
         self.max_in_flight = None if max_waiting is None else slots + max_waiting
@@ -79,10 +81,18 @@ class FakeOllama(FakeLlmServer):
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         name = str((await request.json()).get("model"))
-        last = {"status": "success"} if name in self.models else {"error": "pull model manifest: file does not exist"}
         response = await _stream(request)
-        for item in ({"status": "pulling manifest"}, last):
-            await response.write(json.dumps(item).encode() + b"\n")
+        await response.write(_line({"status": "pulling manifest"}))
+        if name not in self.models and name not in self.library:
+            await response.write(_line({"error": "pull model manifest: file does not exist"}))
+            return response
+        digest = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        for completed in (0, 60_000_000, 143_762_688):
+            layer = {"status": f"pulling {digest[7:19]}", "digest": digest, "total": 143_762_688}
+            await response.write(_line(layer | ({"completed": completed} if completed else {})))
+        for status in ("verifying sha256 digest", "writing manifest", "success"):
+            await response.write(_line({"status": status}))
+        self.models.setdefault(name, self.library.get(name, ("completion",)))
         return response
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:

@@ -24,6 +24,7 @@ COMMANDS = [
     "models",
     "models list",
     "models pull",
+    "models show",
     "doctor",
 ]
 

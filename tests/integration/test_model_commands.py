@@ -1,0 +1,89 @@
+"""`aiworker models` against a fake Ollama on a real socket, by the official client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from fakes.ollama_server import FakeOllama
+from rich.console import Console, RenderableType
+
+from aiworker.cli.models import details, ollama_table, pull
+from aiworker.domain.errors import ConfigurationError, ModelNotFound, ProviderUnavailable, WeightsUnavailable
+from aiworker.settings import Settings, load_settings
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeOllama]:
+    async with FakeOllama() as running:
+        yield running
+
+
+def settings_for(url: str | None, **more: object) -> Settings:
+    return load_settings(ollama_url=url, ollama_vision_model="qwen2.5vl:3b", **more)
+
+
+def text_of(shown: RenderableType | None) -> str:
+    console = Console(file=StringIO(), width=160)
+    console.print(shown)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+async def test_the_list_says_what_is_used_loaded_and_missing(server: FakeOllama) -> None:
+    server.loaded["llama3.2:3b"] = 4096
+    del server.models["qwen2.5vl:3b"]
+    shown = text_of(await asyncio.to_thread(ollama_table, settings_for(server.url)))
+    text, vision = (line for line in shown.splitlines() if line.startswith(("llama", "qwen")))
+    assert "text" in text
+    assert "0.1 GB, 0.0 GB of it on the GPU" in text
+    assert "vision" in vision
+    assert "aiworker models pull qwen2.5vl:3b" in vision
+    assert ollama_table(settings_for(None)) is None
+
+
+async def test_show_says_what_a_model_can(server: FakeOllama) -> None:
+    settings = settings_for(server.url)
+    shown = text_of(await asyncio.to_thread(details, settings, "qwen2.5vl:3b"))
+    for fact in ("134.52M", "Q4_1", "8192 tokens", "completion, vision", "1.00 million pixels", "apache-2.0", "vision"):
+        assert fact in shown
+    assert "reads pictures of  no" in text_of(await asyncio.to_thread(details, settings, "llama3.2:3b"))
+    with pytest.raises(ModelNotFound, match="aiworker models pull nope"):
+        await asyncio.to_thread(details, settings, "nope")
+
+
+async def test_pull_shows_a_bar_and_then_the_model_is_there(server: FakeOllama) -> None:
+    server.library["gemma3:4b"] = ("completion", "vision")
+    console = Console(file=StringIO(), width=160, force_terminal=True)
+    await asyncio.to_thread(pull, settings_for(server.url), "gemma3:4b", console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "━" in shown
+    assert "143.8/143.8 MB" in shown
+    assert "is in Ollama" in shown
+    assert "gemma3:4b" in server.models
+    with pytest.raises(ModelNotFound, match="library"):
+        await asyncio.to_thread(pull, settings_for(server.url), "no-such-model", console)
+
+
+async def test_no_ollama_is_said_with_what_to_do(server: FakeOllama) -> None:
+    settings = settings_for(server.url)
+    await server.stop()
+    for call in (
+        lambda: ollama_table(settings),
+        lambda: details(settings, "x"),
+        lambda: pull(settings, "x", Console()),
+    ):
+        with pytest.raises(ProviderUnavailable, match="correct OLLAMA_URL"):
+            await asyncio.to_thread(call)
+    with pytest.raises(ConfigurationError, match="yolov8n"):
+        details(settings_for(None), "x")
+
+
+def test_show_of_weights(tmp_path: Path, yolo_weights: Path) -> None:
+    shown = text_of(details(load_settings(models_dir=yolo_weights.parent), "yolov8n.pt"))
+    assert "as YOLO_MODEL" in shown
+    assert "6.5 MB" in shown
+    with pytest.raises(WeightsUnavailable):
+        details(load_settings(models_dir=tmp_path), "yolov8s")
