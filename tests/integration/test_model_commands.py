@@ -36,7 +36,7 @@ async def test_the_list_says_what_is_used_loaded_and_missing(server: FakeOllama)
     server.loaded["llama3.2:3b"] = 4096
     del server.models["qwen2.5vl:3b"]
     shown = text_of(await asyncio.to_thread(ollama_table, settings_for(server.url)))
-    text, vision = (line for line in shown.splitlines() if line.startswith(("llama", "qwen")))
+    text, vision = (line for line in shown.splitlines() if line.strip().startswith(("llama", "qwen")))
     assert "text" in text
     assert "0.1 GB, 0.0 GB of it on the GPU" in text
     assert "vision" in vision
