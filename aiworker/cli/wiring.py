@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 
 from aiohttp import web
 
@@ -18,7 +19,7 @@ from aiworker.gateway.app import Gateway, build_gateway
 from aiworker.gateway.auth import Authenticator
 from aiworker.gateway.ops import add_ops
 from aiworker.inference.messages import ChildSpec
-from aiworker.inference.pool import InferencePool, threads_per_child
+from aiworker.inference.pool import InferencePool, PoolRules, threads_per_child
 from aiworker.inference.weights import resolve_weights
 from aiworker.llm.gemini import GeminiModel
 from aiworker.llm.lane import LaneRules
@@ -130,12 +131,12 @@ def _pool(settings: Settings, metrics: Metrics) -> InferencePool:
         confidence=settings.yolo_confidence,
         max_pixels=int(settings.media_max_megapixels * _MB),
     )
-
-    def on_batch(size: int, seconds: float) -> None:
-        metrics.batch_size.observe(size)
-        metrics.batch_seconds.observe(seconds)
-
-    return InferencePool(spec, settings.inference_processes, settings.inference_max_batch, on_batch=on_batch)
+    rules = PoolRules(
+        max_batch=settings.inference_max_batch,
+        canary=files("aiworker.cli").joinpath("data/fruits.jpg").read_bytes(),
+        times=settings.models_dir / "service-times.json",
+    )
+    return InferencePool([spec] * settings.inference_processes, rules, metrics)
 
 
 def _providers(settings: Settings, traces: Traces) -> dict[str, Provider]:

@@ -89,8 +89,8 @@ def _serve(line: socket.socket) -> int:
         if not isinstance(message, DetectBatch):
             raise FrameInvalid(f"{message.kind} is not for a child")
         begun = time.monotonic()
-        answer_batch(engine, spec, message, say)
-        say(BatchDone(message.batch, time.monotonic() - begun, rss_mb()))
+        decode_s = answer_batch(engine, spec, message, say)
+        say(BatchDone(message.batch, time.monotonic() - begun, rss_mb(), decode_s))
 
 
 def _start(spec: ChildSpec) -> Engine:
@@ -101,8 +101,9 @@ def _start(spec: ChildSpec) -> Engine:
     return engine
 
 
-def answer_batch(engine: Engine, spec: ChildSpec, batch: DetectBatch, say: Say) -> None:
-    """Exactly one ItemDetected or ItemFailed for each item, whatever the others do."""
+def answer_batch(engine: Engine, spec: ChildSpec, batch: DetectBatch, say: Say) -> float:
+    """Exactly one ItemDetected or ItemFailed for each item, whatever the others do. Returns the seconds of decoding."""
+    begun = time.monotonic()
     groups: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
     for item, image in zip(batch.items, batch.images, strict=True):
         try:
@@ -113,9 +114,11 @@ def answer_batch(engine: Engine, spec: ChildSpec, batch: DetectBatch, say: Say) 
         else:
             groups[prepared.pixels.shape].append((item, prepared))
             say(Progress())
+    decode_s = time.monotonic() - begun
     for group in groups.values():
         for start in range(0, len(group), engine.pass_size):
             _answer_pass(engine, group[start : start + engine.pass_size], say)
+    return decode_s
 
 
 def _answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say) -> None:

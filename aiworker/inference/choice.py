@@ -37,6 +37,7 @@ class Release(StrEnum):
     DEADLINE = "deadline"
     ALONE = "alone"
     LATE_ANYWAY = "late_anyway"
+    CANARY = "canary"
 
 
 @dataclass(frozen=True, slots=True)

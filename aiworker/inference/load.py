@@ -43,6 +43,7 @@ class LaneLoad:
     free_since: float
     flights: deque[Flight] = field(default_factory=deque)
     draining: bool = False
+    reserved: bool = False
     paused_until: float = 0.0
     _decode_s: float = 0.0
     _pause_s: float = _PAUSE_S
@@ -50,7 +51,12 @@ class LaneLoad:
 
     def idle(self, now: float) -> bool:
         """It could start a batch this moment."""
-        return not self.flights and not self.draining and self.paused_until <= now
+        return not self.flights and self.open and self.paused_until <= now
+
+    @property
+    def open(self) -> bool:
+        """It gets batches from the line."""
+        return not (self.draining or self.reserved)
 
     def free_at(self, now: float) -> float:
         """When it should be through with what it has; a batch that is overdue is expected every moment."""
@@ -62,7 +68,9 @@ class LaneLoad:
     def prefetches_at(self) -> float:
         """When a lane with one batch in hand should get its next: late, so that it is full and urgent, but not too late
         to be decoded by then. Never while it runs a picture that must be alone."""
-        if len(self.flights) != MAX_IN_FLIGHT - 1 or self.draining or self.flights[0].release is Release.ALONE:
+        if len(self.flights) != MAX_IN_FLIGHT - 1 or not self.open:
+            return math.inf
+        if self.flights[0].release in (Release.ALONE, Release.CANARY):
             return math.inf
         ends_at = max(self.flights[0].sent_at, self.free_since) + self.flights[0].expected_s
         return ends_at - _MARGIN_S - self.cap * self._decode_s

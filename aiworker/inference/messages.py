@@ -127,12 +127,14 @@ class OutOfMemory:
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """Every item of the batch has had its answer. `seconds` is what the child spent on it."""
+    """Every item of the batch has had its answer. `seconds` is what the child spent on it, `decode_s` the part before
+    the first pass through the model."""
 
     kind: ClassVar[str] = "done"
     batch: int
     seconds: float
     rss_mb: float
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,23 @@ class Scheduler:
         if lane in self._lanes:
             self._lanes[lane].draining = True
 
+    def reserve(self, lane: int) -> None:
+        """The lane gets nothing more until `occupy` has used it."""
+        if lane in self._lanes:
+            self._lanes[lane].reserved = True
+
+    def occupy(self, lane: int, item: int, shape: Shape | None, now: float) -> int | None:
+        """A batch of the caller's own, which is in no line. Its number, or None while the lane is at work."""
+        load = self._lanes.get(lane)
+        if load is None or load.flights:
+            return None
+        load.reserved = False
+        self._batches += 1
+        expected_s = self.times.of(load.engine, shape).mean(1)
+        flight = Flight(self._batches, (item,), shape, Release.CANARY, expected_s, 0.0, now, {item})
+        load.flights.append(flight)
+        return self._batches
+
     def answered(self, lane: int, item: int) -> bool:
         """True when the lane had it in hand, so that the answer is to be believed."""
         for flight in self._lanes[lane].flights:
@@ -172,7 +189,7 @@ class Scheduler:
     def _give(self, lane: LaneLoad, now: float, actions: list[Action]) -> None:
         if not self._line:
             return
-        serving = [each for each in self._lanes.values() if not each.draining]
+        serving = [each for each in self._lanes.values() if each.open]
 
         def earliest(shape: Shape | None) -> float:
             return min(each.free_at(now) + self.times.of(each.engine, shape).bound(1) for each in serving)

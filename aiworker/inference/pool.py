@@ -1,32 +1,32 @@
 """The pool of inference children: one line of requests, served by lanes. It never loses a picture.
 
-When a child dies, what it had not answered goes back into the line at once, for the next lane that is idle; see
-`supervision.judge` for the picture that kills.
+`policy.Scheduler` decides, `driver` does it, `fleet` keeps the lanes and `caretaker` looks after them. When a child
+dies, what it had not answered goes to another lane at once; see `supervision.judge` for the picture that kills.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
-from aiworker.domain.errors import InferenceUnavailable
+from aiworker.domain.errors import DeadlineExceeded, InferenceUnavailable
+from aiworker.inference.care import CareRules
+from aiworker.inference.caretaker import Caretaker
+from aiworker.inference.driver import Driver
+from aiworker.inference.fleet import Fleet
 from aiworker.inference.lane import Lane, LanePolicy
-from aiworker.inference.line import RequestLine
-from aiworker.inference.messages import MAX_BATCH, ChildSpec
+from aiworker.inference.messages import ChildSpec
 from aiworker.inference.supervision import LaneState
-from aiworker.telemetry.logs import get_logger
+from aiworker.telemetry.metrics import Metrics
 
-_log = get_logger(__name__)
-_SERVING = (LaneState.READY, LaneState.BUSY)
 _STOPPING = "the pool is stopping"
-_PATIENCE = LanePolicy()
-
-OnBatch = Callable[[int, float], None]
 
 
 def threads_per_child(processes: int, cores: int | None = None) -> int:
@@ -34,61 +34,65 @@ def threads_per_child(processes: int, cores: int | None = None) -> int:
     return max(1, (cores or len(os.sched_getaffinity(0))) // processes)
 
 
-class InferencePool:
-    """Implements the `Detector` port. Belongs to one event loop.
+@dataclass(frozen=True, slots=True)
+class PoolRules:
+    """At most `max_batch` pictures (1..64) are given to one child at a time.
 
-    Args:
-        spec: what each child is told.
-        processes: how many children.
-        max_batch: pictures that one child is given at a time, 1..64.
-        policy: patience with children, and their restarts.
-        on_batch: called with (pictures, seconds from sent to answered) after each batch.
+    `canary` is an encoded picture on which the weights find something; empty, children have no eye test. `times` is the
+    file that keeps what was learned about service times.
     """
 
+    max_batch: int = 8
+    lane: LanePolicy = field(default_factory=LanePolicy)
+    care: CareRules = field(default_factory=CareRules)
+    canary: bytes = field(default=b"", repr=False)
+    times: Path | None = None
+
+
+class InferencePool:
+    """Implements the `Detector` port. Belongs to one event loop. One child for each of `specs`."""
+
     def __init__(
-        self,
-        spec: ChildSpec,
-        processes: int = 1,
-        max_batch: int = 8,
-        *,
-        policy: LanePolicy = _PATIENCE,
-        on_batch: OnBatch | None = None,
+        self, specs: Sequence[ChildSpec], rules: PoolRules | None = None, metrics: Metrics | None = None
     ) -> None:
-        self._line = RequestLine(Path(spec.weights).stem, min(max_batch, MAX_BATCH), self._wake_idle)
-        self._lanes = [
-            Lane(index, spec, policy, self._line, self._lanes_in(LaneState.READY), self._lane_changed, on_batch)
-            for index in range(processes)
-        ]
-        self._tasks: list[asyncio.Task[None]] = []
+        rules = rules or PoolRules()
+        metrics = metrics or Metrics()
+        self._specs = specs
+        self._driver = Driver(rules.max_batch, specs[0].image_size, rules.canary, metrics)
+        self._fleet = Fleet(self._driver, rules.lane, self._changed)
+        self._caretaker = Caretaker(self._driver, self._fleet, rules.care, metrics, rules.times)
+        self._care_task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._stopping = False
 
     async def start(self) -> None:
         """Starts the children and returns; `wait_ready` says when one can serve."""
-        for lane in self._lanes:
-            task = asyncio.create_task(lane.run(), name=f"lane-{lane.index}")
-            task.add_done_callback(functools.partial(self._lane_ended, lane))
-            self._tasks.append(task)
+        self._care_task = asyncio.create_task(self._caretaker.run(), name="caretaker")
+        for spec in self._specs:
+            self._fleet.add(spec)
 
     async def stop(self) -> None:
         """Stops the children, kills those that do not listen, and refuses what was still waiting."""
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._line.refuse_all(_STOPPING)
+        if self._care_task is not None:
+            self._care_task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._care_task
+        await self._fleet.stop()
+        self._driver.close()
+        self._driver.requests.reject_all(InferenceUnavailable, _STOPPING)
         self._settled.set()
 
     @property
     def ready(self) -> bool:
         """At least one child has the model loaded and warm."""
-        return any(lane.state in _SERVING for lane in self._lanes)
+        return any(lane.state is LaneState.READY for lane in self._fleet.lanes)
 
     async def wait_ready(self) -> None:
         """Raises InferenceUnavailable with the cause when every lane has given up."""
         while not self.ready:
             if self._stopping or self._all_failed():
-                raise self._unavailable()
+                raise InferenceUnavailable(self._cause())
             await self._settled.wait()
 
     async def detect(self, image: bytes, deadline: Deadline) -> Detections:
@@ -97,44 +101,66 @@ class InferencePool:
         Raises ImageUnreadable, MediaTooLarge, ImageKillsChild, InferenceUnavailable, DeadlineExceeded.
         """
         if self._stopping or self._all_failed():
-            raise self._unavailable()
-        return await self._line.ask(image, deadline)
+            raise InferenceUnavailable(self._cause())
+        if self._caretaker.paused:
+            try:
+                async with asyncio.timeout(deadline.remaining()):
+                    await self._caretaker.admitted()
+            except TimeoutError:
+                raise DeadlineExceeded("memory was short for too long") from None
+        return await self._driver.ask(image, deadline)
+
+    async def reload(self, weights: str) -> None:
+        """Takes up another file of weights, child by child, without losing a request.
+
+        Raises InferenceUnavailable with the cause when children do not start with it; the old ones then serve on.
+        """
+        for lane in self._fleet.lanes:
+            await self._fleet.replace(lane, replace(lane.spec, weights=weights))
 
     @property
     def waiting(self) -> int:
         """Requests that no child has yet."""
-        return len(self._line)
+        return self._driver.scheduler.waiting
+
+    @property
+    def admitting(self) -> bool:
+        """False while new requests wait outside, because memory is short."""
+        return not self._caretaker.paused
 
     def snapshot(self) -> list[dict[str, str | int | float | None]]:
-        """One entry for each lane, see Lane.snapshot."""
-        return [lane.snapshot() for lane in self._lanes]
+        """One entry for each lane, for health endpoints: sizes in MiB, times in seconds."""
+        return [self._described(lane) for lane in self._fleet.lanes]
 
-    def _lanes_in(self, state: LaneState) -> Callable[[], int]:
-        return lambda: sum(lane.state is state for lane in self._lanes)
+    def _described(self, lane: Lane) -> dict[str, str | int | float | None]:
+        load = self._driver.scheduler.load(lane.index)
+        busy = load is not None and bool(load.flights)
+        return {
+            "lane": lane.index,
+            "pid": lane.pid,
+            "state": (LaneState.BUSY if busy else lane.state).value,
+            "model": lane.model,
+            "engine": lane.ready.engine if lane.ready else None,
+            "restarts": max(0, lane.lives - 1),
+            "batches_in_hand": len(load.flights) if load else 0,
+            "cap": load.cap if load else None,
+            "rss_mb": round(lane.rss_mb, 1),
+            "silent_s": round(lane.silent_s(time.monotonic()), 1),
+            "last_error": lane.last_error,
+        }
 
-    def _wake_idle(self) -> None:
-        for lane in self._lanes:
-            if lane.state is LaneState.READY:
-                lane.wake.set()
-
-    def _lane_changed(self) -> None:
+    def _changed(self) -> None:
         if self.ready:
             self._settled.set()
         elif self._all_failed():
             self._settled.set()
-            self._line.refuse_all(self._unavailable().note)
+            self._driver.requests.reject_all(InferenceUnavailable, self._cause())
         else:
             self._settled.clear()
 
     def _all_failed(self) -> bool:
-        return all(lane.state is LaneState.FAILED for lane in self._lanes)
+        return all(lane.state is LaneState.FAILED for lane in self._fleet.lanes)
 
-    def _unavailable(self) -> InferenceUnavailable:
-        causes = {lane.last_error for lane in self._lanes if lane.last_error and not self._stopping}
-        return InferenceUnavailable("; ".join(sorted(causes)) or _STOPPING)
-
-    def _lane_ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
-        """A lane only ends by being cancelled; anything else is a bug, and must not look like an idle lane."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("lane ended by a bug", lane=lane.index, exc_info=error)
-            lane.fail(f"bug: {type(error).__name__}")
+    def _cause(self) -> str:
+        causes = {lane.last_error for lane in self._fleet.lanes if lane.last_error and not self._stopping}
+        return "; ".join(sorted(causes)) or _STOPPING

@@ -1,4 +1,4 @@
-"""One child process from spawn to reaping: environment, socket, frames in and out. Never blocks the event loop."""
+"""One child as a process: spawned, never forked; messages in and out; an end that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -9,43 +9,35 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
-from aiworker.inference.messages import (
-    PREFIX_BYTES,
-    ChildSpec,
-    FrameInvalid,
-    Message,
-    Stop,
-    decode,
-    encode,
-    frame_length,
-)
+from aiworker.inference.channel import Channel, OnMessages
+from aiworker.inference.messages import ChildSpec, Message, Stop
 
 _KEEP = frozenset({"PATH", "HOME", "TMPDIR", "TZ", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV"})
 _KEEP_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH_", "PYTORCH_", "YOLO_", "MALLOC_")
-
-
-class ChildGone(Exception):
-    """The child died, stopped making progress, or spoke nonsense; the text says which, without content."""
+_EXIT_AFTER_CLOSE_S = 1.0
 
 
 class ChildProcess:
-    """Made by `spawn`; ended by exactly one of `stop` and `kill`, after which nothing of it is left."""
+    """Made by `spawn`; ended by exactly one of `stop` and `kill`, after which nothing of it is left.
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    `gone` completes with how it died, once it is dead or as good as dead; the text holds no content.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
-        self.exited = asyncio.ensure_future(process.wait())
+        self._channel = channel
+        self._exited = asyncio.ensure_future(process.wait())
+        self.gone = asyncio.ensure_future(self._epitaph())
 
     @classmethod
-    async def spawn(cls, spec: ChildSpec) -> ChildProcess:
-        """Starts an interpreter that shares no memory and no wiring with this one, and sends it `spec`."""
+    async def spawn(cls, spec: ChildSpec, on_messages: OnMessages) -> ChildProcess:
+        """Starts an interpreter that shares no memory and no wiring with this one. Raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            loop = asyncio.get_running_loop()
+            _, channel = await loop.create_unix_connection(lambda: Channel(on_messages), sock=ours)
             try:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "aiworker.inference.child", str(theirs.fileno()), str(os.getpid())),
@@ -56,68 +48,48 @@ class ChildProcess:
                     start_new_session=True,
                 )
             except BaseException:
-                writer.close()
+                channel.close()
                 raise
-        return cls(process, reader, writer)
+        channel.send(spec)
+        return cls(process, channel)
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    async def send(self, message: Message, timeout_s: float) -> None:
-        """Raises ChildGone."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                for part in encode(message):
-                    self._writer.write(part)
-                await self._writer.drain()
-        except TimeoutError:
-            raise ChildGone(f"took nothing in for {timeout_s:g} s") from None
-        except OSError:
-            raise ChildGone(await self._epitaph()) from None
-
-    async def receive(self, timeout_s: float) -> Message:
-        """Raises ChildGone, also when nothing comes for `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                length = frame_length(await self._reader.readexactly(PREFIX_BYTES))
-                return decode(await self._reader.readexactly(length))
-        except TimeoutError:
-            raise ChildGone(f"no progress for {timeout_s:g} s") from None
-        except (asyncio.IncompleteReadError, OSError):
-            raise ChildGone(await self._epitaph()) from None
-        except FrameInvalid as error:
-            raise ChildGone(f"spoke nonsense: {error}") from None
+    def send(self, message: Message) -> None:
+        """Never waits: what the child does not read yet is kept."""
+        self._channel.send(message)
 
     async def stop(self, grace_s: float) -> None:
         """Asks, waits for `grace_s`, then kills."""
+        self.send(Stop())
         try:
-            await self.send(Stop(), grace_s)
-            async with asyncio.timeout(grace_s):
-                await asyncio.shield(self.exited)
-        except (ChildGone, TimeoutError):
-            pass  # the kill below is what such a child gets
+            await asyncio.wait([self._exited], timeout=grace_s)
         finally:
             await self.kill()
 
     async def kill(self) -> None:
         """Returns when the process is reaped and the line closed."""
-        if not self.exited.done():
+        if not self._exited.done():
             # ProcessLookupError: it ended by itself a moment ago.
             with suppress(ProcessLookupError):
                 self._process.kill()
-        self._writer.close()
-        await asyncio.shield(self.exited)
-        with suppress(OSError):
-            await self._writer.wait_closed()
+        self._channel.close()
+        await asyncio.shield(self._exited)
+        await asyncio.shield(self.gone)
 
     async def _epitaph(self) -> str:
-        """How it died. A child that closed its socket ends right after, and if not, it is as good as dead."""
-        try:
-            async with asyncio.timeout(1.0):
-                code = await asyncio.shield(self.exited)
-        except TimeoutError:
+        """What it said last is heard before its death is."""
+        either: list[asyncio.Future[Any]] = [self._channel.closed, self._exited]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([self._channel.closed], timeout=_EXIT_AFTER_CLOSE_S)
+        if self._channel.closed.done() and (reason := self._channel.closed.result()):
+            return reason
+        await asyncio.wait([self._exited], timeout=_EXIT_AFTER_CLOSE_S)
+        if not self._exited.done():
             return "closed its line"
+        code = self._exited.result()
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 

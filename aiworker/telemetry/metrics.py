@@ -52,6 +52,34 @@ class Metrics:
         self.batch_seconds = Histogram(
             "aiworker_inference_batch_seconds", "Batch sent to answered", buckets=_SECONDS, registry=r
         )
+        self.batch_released = Counter(
+            "aiworker_inference_batches_released", "Batches, by what set their size", ["reason"], registry=r
+        )
+        self.batch_prediction = Histogram(
+            "aiworker_inference_batch_time_ratio",
+            "Seconds that a batch took, to those predicted",
+            buckets=(0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2, 4, 8),
+            registry=r,
+        )
+        self.batch_slack = Histogram(
+            "aiworker_inference_slack_seconds",
+            "What the most urgent picture of a batch had left at dispatch, by the prediction; none is 0",
+            buckets=(0, *_SECONDS),
+            registry=r,
+        )
+        self.taken_out = Counter(
+            "aiworker_inference_taken_out", "Pictures taken out without an answer, by cause", ["cause"], registry=r
+        )
+        self.out_of_memory = Counter(
+            "aiworker_inference_out_of_memory", "Passes that found no memory, in a batch or alone", ["pass"], registry=r
+        )
+        self.child_ends = Counter("aiworker_inference_child_ends", "Children that ended, by how", ["how"], registry=r)
+        self.recycled = Counter(
+            "aiworker_inference_recycled", "Children replaced while serving", ["reason"], registry=r
+        )
+        self.admission_pauses = Counter(
+            "aiworker_inference_admission_pauses", "Times that memory kept new pictures outside", registry=r
+        )
         self.children = Gauge("aiworker_inference_children", "Inference processes by state", ["state"], registry=r)
         self.child_restarts = Gauge("aiworker_inference_child_restarts", "Restarts since start", registry=r)
         self.child_rss = Gauge("aiworker_inference_child_rss_bytes", "Memory of all children", registry=r)

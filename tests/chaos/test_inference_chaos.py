@@ -9,21 +9,32 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from fakes.fake_engine import KILLS_CHILD, SLOW, STOPS_CHILD, picture
+from fakes.fake_engine import BLINDS, GROWS, KILLS_CHILD, NO_MEMORY, SEGFAULTS, SLOW, STOPS_CHILD, picture
 
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
-from aiworker.domain.errors import DeadlineExceeded, ImageKillsChild, ImageUnreadable, InferenceUnavailable
+from aiworker.domain.errors import (
+    DeadlineExceeded,
+    ImageKillsChild,
+    ImageUnreadable,
+    InferenceUnavailable,
+)
+from aiworker.inference.care import Care, CareRules
 from aiworker.inference.lane import LanePolicy
 from aiworker.inference.messages import ChildSpec
-from aiworker.inference.pool import InferencePool
+from aiworker.inference.pool import InferencePool, PoolRules
 from aiworker.inference.supervision import RestartPolicy
+from aiworker.inference.watch import Patience
+from aiworker.telemetry.metrics import Metrics
 
 _LONG = 60.0
-_QUICK = LanePolicy(stall_s=2.0, start_s=30.0, stop_grace_s=2.0, restart=RestartPolicy(base_s=0.01, cap_s=0.2))
+_QUICK = LanePolicy(start_s=30.0, stop_grace_s=2.0, restart=RestartPolicy(base_s=0.01, cap_s=0.2))
 
 
 def _spec(engine: str = "FakeEngine") -> ChildSpec:
@@ -31,8 +42,10 @@ def _spec(engine: str = "FakeEngine") -> ChildSpec:
 
 
 @asynccontextmanager
-async def _pool(processes: int = 1, policy: LanePolicy = _QUICK, max_batch: int = 4) -> AsyncIterator[InferencePool]:
-    pool = InferencePool(_spec(), processes, max_batch, policy=policy)
+async def _pool(
+    processes: int = 1, engine: str = "FakeEngine", metrics: Metrics | None = None, **rules: Any
+) -> AsyncIterator[InferencePool]:
+    pool = InferencePool([_spec(engine)] * processes, PoolRules(**{"max_batch": 4, "lane": _QUICK, **rules}), metrics)
     await pool.start()
     try:
         await asyncio.wait_for(pool.wait_ready(), _LONG)
@@ -86,13 +99,20 @@ async def test_a_stopped_child_is_replaced_and_its_pictures_answered() -> None:
         assert len(answers) == 6
         assert _pids(pool) != [stopped]
         assert not psutil.pid_exists(stopped)
-        assert "no progress" in str(pool.snapshot()[0]["last_error"])
+        assert pool.snapshot()[0]["last_error"] == "stopped by a signal"
 
 
-@pytest.mark.parametrize("poison", [KILLS_CHILD, STOPS_CHILD])
+async def test_a_child_stopped_while_idle_is_found_before_somebody_needs_it() -> None:
+    async with _pool() as pool:
+        (stopped,) = _pids(pool)
+        os.kill(stopped, signal.SIGSTOP)
+        await _until(lambda: _pids(pool) not in ([], [stopped]) and pool.ready)
+        assert pool.snapshot()[0]["last_error"] == "stopped by a signal"
+
+
+@pytest.mark.parametrize("poison", [KILLS_CHILD, STOPS_CHILD, SEGFAULTS])
 async def test_a_picture_that_kills_is_rejected_alone(poison: int) -> None:
-    policy = LanePolicy(stall_s=1.0, start_s=30.0, restart=_QUICK.restart)
-    async with _pool(processes=2, policy=policy) as pool:
+    async with _pool(processes=2) as pool:
         heights = [20, 21, poison, 22, 23, 24, 25, 26]
         results = await asyncio.gather(*(_detect(pool, height) for height in heights), return_exceptions=True)
         rejected = [result for result in results if isinstance(result, ImageKillsChild)]
@@ -116,7 +136,7 @@ async def test_a_bad_picture_among_good_ones_harms_only_itself() -> None:
     [("BrokenEngine", "not weights"), ("DiesAtStart", "SIGSEGV"), ("NoSuchEngine", "AttributeError")],
 )
 async def test_when_no_child_can_start_callers_are_told_why(engine: str, cause: str) -> None:
-    pool = InferencePool(_spec(engine), 2, policy=_QUICK)
+    pool = InferencePool([_spec(engine)] * 2, PoolRules(lane=_QUICK))
     await pool.start()
     try:
         waiting = _detect(pool)
@@ -133,21 +153,22 @@ async def test_when_no_child_can_start_callers_are_told_why(engine: str, cause: 
 
 
 async def test_a_deadline_takes_a_request_out_of_the_line() -> None:
-    async with _pool() as pool:
+    patient = replace(_QUICK, patience=Patience(stopped_s=2.0))
+    async with _pool(lane=patient) as pool:
         os.kill(_pids(pool)[0], signal.SIGSTOP)
-        held = _detect(pool)
-        await _until(lambda: pool.snapshot()[0]["state"] == "busy")
+        held = [_detect(pool) for _ in range(9)]
+        await _until(lambda: pool.snapshot()[0]["batches_in_hand"] == 2 and pool.waiting == 1)
         with pytest.raises(DeadlineExceeded):
             await _detect(pool, seconds=0.05)
         with pytest.raises(DeadlineExceeded):
             await _detect(pool, seconds=0.0)
         cancelled = _detect(pool)
-        await _until(lambda: pool.waiting == 1)
+        await _until(lambda: pool.waiting == 2)
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
-        assert pool.waiting == 0
-        assert (await held).height == 20
+        assert pool.waiting == 1
+        assert [answer.height for answer in await asyncio.gather(*held)] == [20] * 9
 
 
 async def test_stop_refuses_what_waits_and_leaves_no_process() -> None:
@@ -181,6 +202,107 @@ async def test_children_ignore_the_signals_of_a_terminal() -> None:
         assert pool.snapshot()[0]["restarts"] == 0
 
 
+async def test_a_picture_that_takes_all_memory_is_told_so_and_harms_nobody() -> None:
+    async with _pool() as pool:
+        good = [_detect(pool) for _ in range(3)]
+        with pytest.raises(DeadlineExceeded):
+            await _detect(pool, NO_MEMORY, seconds=0.7)
+        assert [answer.height for answer in await asyncio.gather(*good)] == [20] * 3
+        assert pool.snapshot()[0]["restarts"] == 0
+
+
+async def test_device_memory_that_runs_out_lowers_the_cap_and_fails_nobody() -> None:
+    metrics = Metrics()
+    async with _pool(engine="CrampedEngine", metrics=metrics, max_batch=8) as pool:
+        answers = await asyncio.gather(*(_detect(pool) for _ in range(40)))
+        assert len(answers) == 40
+        assert {answer.batch_size for answer in answers} <= {1, 2}
+        assert pool.snapshot()[0]["cap"] == 2
+        assert _value(metrics, "aiworker_inference_out_of_memory_total", **{"pass": "batch"}) >= 1
+
+
+async def test_a_child_that_goes_blind_is_found_by_its_canary_and_replaced() -> None:
+    async with _pool(canary=picture(30), care=CareRules(canary_s=0.1)) as pool:
+        (blinded,) = _pids(pool)
+        assert (await _detect(pool, BLINDS)).items == ()
+        await _until(lambda: _pids(pool) not in ([], [blinded]) and pool.ready)
+        assert "blind" in str(pool.snapshot()[0]["last_error"])
+        assert len((await _detect(pool)).items) == 1
+
+
+async def test_a_child_that_grew_is_replaced_by_a_warm_one_while_all_are_answered() -> None:
+    metrics = Metrics()
+    async with _pool(metrics=metrics, care=CareRules(child_mb=120.0)) as pool:
+        (grown,) = _pids(pool)
+        await _detect(pool, GROWS)
+        while _pids(pool) == [grown]:
+            assert (await _detect(pool)).height == 20
+        assert _value(metrics, "aiworker_inference_recycled_total", reason="memory") == 1
+        assert (await _detect(pool)).height == 20
+        await _until(lambda: not psutil.pid_exists(grown))
+        assert pool.snapshot()[0]["restarts"] == 0
+
+
+async def test_admission_pauses_while_memory_is_short_and_resumes() -> None:
+    async with _pool() as pool:
+        pool._caretaker._care = care = Care(CareRules(budget_mb=1.0))
+        await _until(lambda: not pool.admitting)
+        waiting = _detect(pool)
+        with pytest.raises(DeadlineExceeded):
+            await _detect(pool, seconds=0.05)
+        assert not waiting.done()
+        care._rules = CareRules()
+        assert (await waiting).height == 20
+        assert pool.admitting
+
+
+def _model(weights: str) -> ChildSpec:
+    return ChildSpec(weights=weights, engine="fakes.fake_engine:ModelEngine")
+
+
+async def test_weights_are_reloaded_under_load_without_losing_a_request() -> None:
+    pool = InferencePool([_model("old.pt")] * 2, PoolRules(lane=_QUICK, canary=picture(30)))
+    await pool.start()
+    try:
+        await asyncio.wait_for(pool.wait_ready(), _LONG)
+        tasks: list[asyncio.Task[Detections]] = []
+
+        async def load() -> None:
+            while True:
+                tasks.append(_detect(pool, SLOW))
+                await asyncio.sleep(0.01)
+
+        loading = asyncio.create_task(load())
+        await asyncio.wait_for(pool.reload("new.pt"), _LONG)
+        loading.cancel()
+        answers = await asyncio.gather(*tasks)
+        assert {answer.model for answer in answers} <= {"old", "new"}
+        assert all(answer.items[0].class_name == answer.model for answer in answers)
+        assert (await _detect(pool)).model == "new"
+
+        await _until(lambda: len(_pids(pool)) == 2)
+        pids = _pids(pool)
+        with pytest.raises(InferenceUnavailable, match="not weights"):
+            await asyncio.wait_for(pool.reload("broken.pt"), _LONG)
+        assert _pids(pool) == pids, "the old children serve on"
+        assert (await _detect(pool)).model == "new"
+    finally:
+        await pool.stop()
+
+
+async def test_what_was_learned_of_service_times_is_kept(tmp_path: Path) -> None:
+    times = tmp_path / "models" / "times.json"
+    async with _pool(times=times) as pool:
+        await _detect(pool, SLOW)
+    async with _pool(times=times) as pool:
+        await _until(lambda: pool._driver.scheduler.times.of("fake", None).known)
+        assert pool._driver.scheduler.times.of("fake", None).mean(1) >= 0.05
+
+
+def _value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
 _PARENT = """
 import asyncio, sys
 from aiworker.inference.messages import ChildSpec
@@ -189,7 +311,7 @@ from aiworker.telemetry.logs import configure_logging
 
 async def main():
     configure_logging("ERROR", "test")
-    pool = InferencePool(ChildSpec(weights="none.pt", engine="fakes.fake_engine:FakeEngine"), 2)
+    pool = InferencePool([ChildSpec(weights="none.pt", engine="fakes.fake_engine:FakeEngine")] * 2)
     await pool.start()
     while sum(entry["state"] == "ready" for entry in pool.snapshot()) < 2:
         await asyncio.sleep(0.01)

@@ -5,11 +5,13 @@ Every other picture gets one box that spans it, of class 7 "thing".
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,10 @@ KILLS_CHILD = 66
 STOPS_CHILD = 67
 PASS_FAILS = 68
 SLOW = 69
+SEGFAULTS = 70
+NO_MEMORY = 71
+BLINDS = 72
+GROWS = 73
 
 
 def picture(height: int = 20, width: int = 30, colour: str = "olive") -> bytes:
@@ -35,7 +41,8 @@ class FakeEngine:
     names: Mapping[int, str] = {7: "thing"}
 
     def __init__(self, spec: ChildSpec) -> None:
-        pass
+        self.blind = False
+        self.grown: list[bytes] = []
 
     def load(self) -> None:
         pass
@@ -52,6 +59,15 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         if STOPS_CHILD in heights:
             os.kill(os.getpid(), signal.SIGSTOP)
+        if SEGFAULTS in heights:
+            ctypes.string_at(0)
+        if NO_MEMORY in heights:
+            raise MemoryError
+        if GROWS in heights:
+            self.grown.append(b"x" * (100 << 20))
+        self.blind = self.blind or BLINDS in heights
+        if self.blind:
+            return [()] * len(images)
         if PASS_FAILS in heights:
             raise RuntimeError("no memory for this pass")
         if SLOW in heights:
@@ -67,3 +83,33 @@ class BrokenEngine(FakeEngine):
 class DiesAtStart(FakeEngine):
     def warm_up(self) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named and derived as torch's is."""
+
+
+class CrampedEngine(FakeEngine):
+    """Fails as CUDA does: two pictures fit; and every third pass of one does not, as beside a neighbour that grows."""
+
+    def load(self) -> None:
+        self.alone = 0
+
+    def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
+        self.alone += len(images) == 1
+        if len(images) > 2 or (len(images) == 1 and self.alone % 3 == 0):
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().detect(images)
+
+
+class ModelEngine(FakeEngine):
+    """Its only class is named for the file of weights, and weights called `broken` cannot be loaded."""
+
+    def __init__(self, spec: ChildSpec) -> None:
+        super().__init__(spec)
+        self.weights = Path(spec.weights).stem
+
+    def load(self) -> None:
+        if self.weights == "broken":
+            raise ValueError("these weights are not weights")
+        self.names = {7: self.weights}

@@ -36,7 +36,7 @@ _MESSAGES = st.one_of(
         batch_size=_ID,
     ),
     st.builds(m.ItemFailed, item=_ID, code=st.text(), note=st.text()),
-    st.builds(m.BatchDone, batch=_ID, seconds=_NUMBER, rss_mb=_NUMBER),
+    st.builds(m.BatchDone, batch=_ID, seconds=_NUMBER, rss_mb=_NUMBER, decode_s=_NUMBER),
     st.builds(m.Ping, number=_ID),
     st.builds(m.Pong, number=_ID, rss_mb=_NUMBER),
     st.builds(m.OutOfMemory, size=_ID),

@@ -1,0 +1,212 @@
+"""Drives the scheduler: tells it what callers and lanes do, and does what it decides. Nothing waits for a child."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from aiworker.domain.deadline import Deadline
+from aiworker.domain.detection import Detections
+from aiworker.domain.errors import DeadlineExceeded, ImageKillsChild, InferenceOutOfMemory, MediaTooLarge
+from aiworker.inference.canary import Canary
+from aiworker.inference.lane import Lane
+from aiworker.inference.messages import (
+    MAX_BATCH,
+    MAX_IMAGE_BYTES,
+    BatchDone,
+    DetectBatch,
+    FromChild,
+    ItemDetected,
+    ItemFailed,
+    OutOfMemory,
+    Pong,
+    Progress,
+)
+from aiworker.inference.policy import BatchReport, Cause, Dispatch, Scheduler, TakeOut
+from aiworker.inference.requests import Requests
+from aiworker.inference.shape import letterboxed
+from aiworker.telemetry.metrics import Metrics
+
+_LONGEST_TIMER_S = 1e6
+_CANARY = 0
+"""The item number that no request has."""
+
+
+class Driver:
+    """`image_size` is what the model takes, for grouping by shape; an empty `canary` means no eye tests."""
+
+    def __init__(self, max_batch: int, image_size: int, canary: bytes, metrics: Metrics) -> None:
+        self.scheduler = Scheduler(min(max_batch, MAX_BATCH))
+        self.requests = Requests()
+        self._image_size = image_size
+        self._canary = Canary(canary)
+        self._canary_shape = letterboxed(canary, image_size)
+        self._metrics = metrics
+        self._lanes: dict[int, Lane] = {}
+        self._seen_at: dict[int, float] = {}
+        self._kicked = False
+        self._wake: asyncio.TimerHandle | None = None
+
+    async def ask(self, image: bytes, deadline: Deadline) -> Detections:
+        """Waits in line and for the answer. Raises what `InferencePool.detect` raises."""
+        if len(image) > MAX_IMAGE_BYTES:
+            raise MediaTooLarge("picture over the limit of a frame", bytes=len(image), limit_bytes=MAX_IMAGE_BYTES)
+        number, answer = self.requests.open(image)
+        self.scheduler.submit(number, deadline.at, letterboxed(image, self._image_size))
+        limit_s = min(deadline.remaining(), _LONGEST_TIMER_S)
+        timer = asyncio.get_running_loop().call_later(limit_s, self._expire, number)
+        self.kick()
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+            self.requests.close(number)
+            self.scheduler.withdraw(number)
+
+    def close(self) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+
+    # What lanes tell.
+
+    def lane_ready(self, lane: Lane) -> None:
+        assert lane.ready is not None  # noqa: S101 - a lane says so when it is
+        self._lanes[lane.index] = lane
+        self._seen_at[lane.index] = time.monotonic()
+        self.scheduler.lane_up(lane.index, lane.ready.engine, lane.ready.pass_size, time.monotonic())
+        self.test_eyes(lane)
+        self._step()
+
+    def lane_said(self, lane: Lane, messages: list[FromChild]) -> None:
+        """Nonsense costs the child its life."""
+        for message in messages:
+            if not self._take(lane, message, time.monotonic()):
+                lane.condemn(f"said {message.kind} out of turn")
+                return
+        load = self.scheduler.load(lane.index)
+        lane.heard(owes=bool(load and load.flights))
+        self._step()
+
+    def lane_lost(self, lane: Lane) -> None:
+        """What its child had goes to another lane now."""
+        if self._lanes.pop(lane.index, None) is not None and lane.last_error:
+            self._metrics.child_ends.labels(lane.last_error.partition(":")[0]).inc()
+        killers = self.scheduler.lane_down(lane.index)
+        if killers:
+            self._metrics.taken_out.labels("kills_child").inc(len(killers))
+        self.requests.reject(killers, ImageKillsChild, "every child that took it died, the last one with nothing else")
+        self._step()
+
+    # What the caretaker asks for.
+
+    def drain(self, lane: Lane) -> None:
+        """The lane retires as soon as it has finished what it has in hand."""
+        self.scheduler.drain(lane.index)
+        self._step()
+
+    def test_eyes(self, lane: Lane) -> None:
+        """Runs the canary on it as soon as it has nothing else in hand."""
+        if self._canary.image:
+            self.scheduler.reserve(lane.index)
+            self._send_canary(lane)
+
+    def seen_s(self, lane: Lane, now: float) -> float:
+        """How long ago the child passed an eye test; 0 without one."""
+        return now - self._seen_at[lane.index] if self._canary.image else 0.0
+
+    def kick(self) -> None:
+        """Decides soon: what arrives together is decided together."""
+        if not self._kicked:
+            self._kicked = True
+            asyncio.get_running_loop().call_soon(self._step)
+
+    # Inside.
+
+    def _take(self, lane: Lane, message: FromChild, now: float) -> bool:
+        """False for what no child in its senses would say now."""
+        match message:
+            case ItemDetected(item=item):
+                return self.scheduler.answered(lane.index, item) and self._detected(lane, message, now)
+            case ItemFailed(code=InferenceOutOfMemory.code):
+                self._metrics.out_of_memory.labels("alone").inc()
+                return self.scheduler.starved(lane.index, message.item, now)
+            case ItemFailed(item=item) if item == _CANARY:
+                lane.condemn("blind: it cannot take the canary picture")
+                return True
+            case ItemFailed(item=item):
+                lane.answered()
+                self.requests.failed(message)
+                return self.scheduler.answered(lane.index, item)
+            case BatchDone(batch=batch):
+                report = self.scheduler.batch_done(lane.index, batch, message.decode_s, now)
+                return report is not None and self._reported(report)
+            case OutOfMemory(size=size):
+                self._metrics.out_of_memory.labels("batch").inc()
+                if (load := self.scheduler.load(lane.index)) is not None:
+                    load.lower_cap(size)
+                return True
+            case Progress() | Pong():
+                return True
+            case _:
+                return False
+
+    def _detected(self, lane: Lane, result: ItemDetected, now: float) -> bool:
+        lane.answered()
+        if result.item == _CANARY:
+            self._seen_at[lane.index] = now
+            if not self._canary.sees(lane.spec.weights, result.boxes):
+                lane.condemn("blind: it does not find what is on the canary picture")
+        elif lane.ready is not None:
+            self.requests.detected(result, lane.ready, lane.model)
+        return True
+
+    def _reported(self, report: BatchReport) -> bool:
+        if report.release != "canary":
+            self._metrics.batch_size.observe(report.size)
+            self._metrics.batch_seconds.observe(report.seconds)
+            self._metrics.batch_released.labels(report.release.value).inc()
+            self._metrics.batch_slack.observe(max(0.0, report.slack_s))
+            if report.expected_s > 0:
+                self._metrics.batch_prediction.observe(report.seconds / report.expected_s)
+        return True
+
+    def _step(self) -> None:
+        self._kicked = False
+        now = time.monotonic()
+        for lane in list(self._lanes.values()):
+            load = self.scheduler.load(lane.index)
+            if load is not None and not load.flights and load.draining:
+                lane.retire()
+            elif load is not None and not load.flights and load.reserved:
+                self._send_canary(lane)
+        for action in self.scheduler.decide(now):
+            match action:
+                case Dispatch(lane=index, batch=batch, items=items):
+                    images = tuple(self.requests.image(item) for item in items)
+                    self._lanes[index].send(DetectBatch(batch, items, images))
+                case TakeOut(items=items, cause=cause):
+                    self._taken_out(items, cause)
+        self._wake_at(self.scheduler.next_at(now), now)
+
+    def _send_canary(self, lane: Lane) -> None:
+        batch = self.scheduler.occupy(lane.index, _CANARY, self._canary_shape, time.monotonic())
+        if batch is not None:
+            lane.send(DetectBatch(batch, (_CANARY,), (self._canary.image,)))
+
+    def _taken_out(self, items: tuple[int, ...], cause: Cause) -> None:
+        self._metrics.taken_out.labels(cause.value).inc(len(items))
+        note = "no child was free in time" if cause is Cause.DEADLINE_PASSED else "no child can answer it in time"
+        self.requests.reject(items, DeadlineExceeded, note)
+
+    def _expire(self, number: int) -> None:
+        if number not in self.requests:
+            return
+        waited = self.scheduler.withdraw(number)
+        self._metrics.taken_out.labels(Cause.DEADLINE_PASSED.value if waited else "late_in_child").inc()
+        self.requests.reject([number], DeadlineExceeded, "no detection in time")
+
+    def _wake_at(self, moment: float | None, now: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        delay = None if moment is None else min(max(0.0, moment - now), _LONGEST_TIMER_S)
+        self._wake = None if delay is None else asyncio.get_running_loop().call_later(delay, self._step)
