@@ -12,7 +12,7 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from fakes.gemini_server import FakeGemini, error_body, quota_details
+from fakes.gemini_server import FakeGemini, bad_key_details, error_body, quota_details
 from fakes.llm_server import Reply
 from fakes.pictures import picture
 from PIL import Image
@@ -22,18 +22,21 @@ from aiworker.domain.completion import PromptRequest, Tool, Turn
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import (
     AnswerBlocked,
+    AnswerEmpty,
     AnswerInvalid,
     AnswerLeaks,
     AnswerTruncated,
     KeyRejected,
     LocalOnly,
     MediaTypeUnsupported,
+    ModelNotFound,
     PromptBlocked,
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
     ProviderTimeout,
     ProviderUnavailable,
+    ProviderUnreachable,
     RequestRejected,
     StreamBroken,
 )
@@ -98,36 +101,85 @@ async def test_wrong_answer_is_repaired_once(server: FakeGemini, model: GeminiMo
     assert [turn["role"] for turn in server.requests[1]["contents"]] == ["user", "model", "user"]
 
 
-QUOTA = error_body(429, "RESOURCE_EXHAUSTED", quota_details("RequestsPerDayPerProject", "53s"))
+def quota(quota_id: str, delay: str | None) -> dict[str, Any]:
+    return error_body(429, "RESOURCE_EXHAUSTED", quota_details(quota_id, delay))
 
 
-@pytest.mark.parametrize(
-    ("reply", "error"),
-    [
-        (Reply(status=400, body=error_body(400, "INVALID_ARGUMENT")), RequestRejected),
-        (Reply(status=403, body=error_body(403, "PERMISSION_DENIED")), KeyRejected),
-        (Reply(status=429, body=QUOTA), ProviderRateLimited),
-        (Reply(status=429, body=[QUOTA]), ProviderRateLimited),
-        (Reply(status=500, body=error_body(500, "INTERNAL")), ProviderUnavailable),
-        (Reply(status=503, body=error_body(503, "UNAVAILABLE")), ProviderUnavailable),
-        (Reply(status=504, body=error_body(504, "DEADLINE_EXCEEDED")), ProviderTimeout),
-        (Reply(body={"promptFeedback": {"blockReason": "SAFETY"}}), PromptBlocked),
-        (Reply("x", finish="SAFETY"), AnswerBlocked),
-        (Reply("a" * 99, garbage_after=1), StreamBroken),
-        (Reply("a" * 99, error_after=1), ProviderUnavailable),
-        (Reply("a" * 99, cut_after=1), StreamBroken),
-    ],
-)
-async def test_failures_are_typed(
-    server: FakeGemini, model: GeminiModel, reply: Reply, error: type[ProviderError]
-) -> None:
+PER_MINUTE, PER_DAY = "GenerateRequestsPerMinutePerProjectPerModel", "GenerateRequestsPerDayPerProjectPerModel-FreeTier"
+FAILURES: dict[str, tuple[Reply, type[ProviderError]]] = {
+    "400": (Reply(status=400, body=error_body(400, "INVALID_ARGUMENT")), RequestRejected),
+    "400 bad key": (Reply(status=400, body=error_body(400, "INVALID_ARGUMENT", bad_key_details())), KeyRejected),
+    "400 billing": (Reply(status=400, body=error_body(400, "FAILED_PRECONDITION")), ProviderMisconfigured),
+    "403": (Reply(status=403, body=error_body(403, "PERMISSION_DENIED")), KeyRejected),
+    "404": (Reply(status=404, body=error_body(404, "NOT_FOUND")), ModelNotFound),
+    "429": (Reply(status=429, body=error_body(429, "RESOURCE_EXHAUSTED")), ProviderRateLimited),
+    "429 minute": (Reply(status=429, body=quota(PER_MINUTE, "53s")), ProviderRateLimited),
+    "429 minute, no RetryInfo": (Reply(status=429, body=quota(PER_MINUTE, None)), ProviderRateLimited),
+    "429 day": (Reply(status=429, body=quota(PER_DAY, "9.5s")), ProviderRateLimited),
+    "429 day, no RetryInfo": (Reply(status=429, body=quota(PER_DAY, None)), ProviderRateLimited),
+    "429 in a list": (Reply(status=429, body=[quota(PER_DAY, "9.5s")]), ProviderRateLimited),
+    "429 header": (Reply(status=429, body={}, headers={"Retry-After": "7"}), ProviderRateLimited),
+    "500": (Reply(status=500, body=error_body(500, "INTERNAL")), ProviderUnavailable),
+    "503": (Reply(status=503, body=error_body(503, "UNAVAILABLE")), ProviderUnavailable),
+    "503 in a list": (Reply(status=503, body=[error_body(503, "UNAVAILABLE")]), ProviderUnavailable),
+    "504": (Reply(status=504, body=error_body(504, "DEADLINE_EXCEEDED")), ProviderTimeout),
+    "blocked prompt": (Reply(body={"promptFeedback": {"blockReason": "SAFETY"}}), PromptBlocked),
+    "blocked answer": (Reply("x", finish="SAFETY"), AnswerBlocked),
+    "recitation": (Reply("x", finish="RECITATION"), AnswerBlocked),
+    "bad function call": (Reply("x", finish="MALFORMED_FUNCTION_CALL"), AnswerInvalid),
+    "empty candidates": (Reply(body={"candidates": [], "usageMetadata": {"promptTokenCount": 1}}), AnswerEmpty),
+    "no content": (Reply(body={"candidates": [{"finishReason": "STOP"}]}), AnswerEmpty),
+    "malformed JSON": (Reply("a" * 99, garbage_after=1), StreamBroken),
+    "error in the stream": (Reply("a" * 99, error_after=1), ProviderUnavailable),
+    "cut stream": (Reply("a" * 99, cut_after=1), StreamBroken),
+}
+QUOTAS = {
+    "429": (None, None),
+    "429 minute": (53, "minute"),
+    "429 minute, no RetryInfo": (None, "minute"),
+    "429 day": (9.5, "day"),
+    "429 day, no RetryInfo": (None, "day"),
+    "429 in a list": (9.5, "day"),
+    "429 header": (7, None),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_failures_are_typed(server: FakeGemini, model: GeminiModel, name: str) -> None:
+    reply, kind = FAILURES[name]
     server.script(reply)
-    with pytest.raises(error) as caught:
+    with pytest.raises(kind) as caught:
         await model.complete(ask(), soon())
-    assert type(caught.value) is error
-    if isinstance(caught.value, ProviderRateLimited):
-        assert (caught.value.retry_after, caught.value.per_day) == (53, True)
+    error = caught.value
+    assert type(error) is kind
+    assert (error.provider, error.__cause__) == ("gemini", None)
     assert len(server.requests) == 1
+    if isinstance(error, ProviderRateLimited):
+        assert (error.retry_after, error.scope) == QUOTAS[name]
+        assert error.per_day == (error.scope == "day")
+
+
+async def test_refused_connection(server: FakeGemini, model: GeminiModel) -> None:
+    await server.stop()
+    with pytest.raises(ProviderUnreachable):
+        await model.complete(ask(), soon())
+
+
+@pytest.mark.parametrize("hang", ["before", "after_first"])
+async def test_cancelling_closes_the_stream(server: FakeGemini, model: GeminiModel, hang: str) -> None:
+    server.script(Reply("a" * 99, **{hang: asyncio.Event()}))
+    call = asyncio.create_task(model.complete(ask(), soon()))
+    await server.hung()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await server.disconnected()
+    assert (await model.complete(ask(), soon())).text == "Oi! Tudo bem?"
+
+
+async def test_text_cut_by_the_limit_says_so(server: FakeGemini, model: GeminiModel) -> None:
+    completion = await model.complete(ask(max_tokens=1), soon())
+    assert (completion.text, completion.finish) == ("Oi! Tudo bem", "length")
 
 
 async def test_cut_json(server: FakeGemini, model: GeminiModel) -> None:

@@ -173,31 +173,43 @@ async def test_model_that_is_not_there(server: FakeOllama, model: OllamaModel) -
         await model.complete(ask(), soon())
 
 
-@pytest.mark.parametrize(
-    ("reply", "error"),
-    [
-        (Reply(status=400, body={"error": "bad"}), RequestRejected),
-        (Reply(status=404, body={"error": "model 'x' not found"}), ModelNotFound),
-        (Reply(status=500, body={"error": "invalid format: x"}), RequestRejected),
-        (Reply(status=500, body={"error": "boom"}), ProviderUnavailable),
-        (Reply(status=503, body={"error": "server busy, please try again."}), ProviderRateLimited),
-        (Reply(error_after=2), StreamBroken),
-        (Reply(error_after=0, error='option "x" must be of type integer'), RequestRejected),
-        (Reply(garbage_after=1), StreamBroken),
-        (Reply(cut_after=0), StreamBroken),
-        (Reply(cut_after=2), StreamBroken),
-    ],
-)
-async def test_failures_are_typed(
-    server: FakeOllama, model: OllamaModel, reply: Reply, error: type[ProviderError]
-) -> None:
+FAILURES: dict[str, tuple[Reply, type[ProviderError]]] = {
+    "400": (Reply(status=400, body={"error": "bad"}), RequestRejected),
+    "401": (Reply(status=401, body={"error": "unauthorized"}), ProviderMisconfigured),
+    "404 not pulled": (Reply(status=404, body={"error": "model 'x' not found"}), ModelNotFound),
+    "404 path": (Reply(status=404, body="404 page not found"), RequestRejected),
+    "499": (Reply(status=499, body={"error": "request cancelled"}), ProviderUnavailable),
+    "500": (Reply(status=500, body={"error": "boom"}), ProviderUnavailable),
+    "500 memory": (Reply(status=500, body={"error": "model requires more system memory"}), ProviderUnavailable),
+    "500 bad format": (Reply(status=500, body={"error": "invalid format: x"}), RequestRejected),
+    "500 bad option": (Reply(status=500, body={"error": 'option "x" must be of type integer'}), RequestRejected),
+    "503 busy": (Reply(status=503, body={"error": "server busy, please try again."}), ProviderRateLimited),
+    "503": (Reply(status=503, body={"error": "loading"}), ProviderUnavailable),
+    "error line": (Reply(error_after=2), StreamBroken),
+    "permanent error line": (Reply(error_after=0, error='option "x" must be of type integer'), RequestRejected),
+    "garbage line": (Reply(garbage_after=1), StreamBroken),
+    "cut at once": (Reply(cut_after=0), StreamBroken),
+    "cut in mid-stream": (Reply(cut_after=2), StreamBroken),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_failures_are_typed(server: FakeOllama, model: OllamaModel, name: str) -> None:
+    reply, kind = FAILURES[name]
     server.script(reply)
-    with pytest.raises(error) as caught:
+    with pytest.raises(kind) as caught:
         await model.complete(ask(), soon())
-    assert type(caught.value) is error
+    assert type(caught.value) is kind
     assert caught.value.provider == "ollama"
     assert caught.value.__cause__ is None
+    assert caught.value.retry_after == (1 if name == "503 busy" else None)
     assert len(server.requests) == 1
+
+
+async def test_bad_image_by_the_servers_own_word(server: FakeOllama, model: OllamaModel) -> None:
+    server.script(Reply(status=500, body={"error": "Failed to load image or audio file: invalid image"}))
+    with pytest.raises(RequestRejected):
+        await model.complete(ask(images=(JPEG,)), soon())
 
 
 async def test_redirect_is_not_followed(server: FakeOllama, model: OllamaModel) -> None:
