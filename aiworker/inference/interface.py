@@ -16,14 +16,16 @@ Box = tuple[int, float, float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture: `pixels` is upright RGB uint8 (h, w, 3), at full size or at a smaller scale.
+    """A decoded picture: `pixels` is RGB uint8 (h, w, 3) as stored, at full size or at a smaller scale.
 
-    `width` and `height` are those of the upright picture at full size.
+    `width` and `height` are those at full size and upright; `orientation` is EXIF's, 1 to 8, and says how to turn
+    `pixels` upright. It is cheaper once they are small.
     """
 
     pixels: NDArray[np.uint8]
     width: int
     height: int
+    orientation: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from aiworker.inference.interface import Box, Picture, Prepared
 
-_GREY = (114, 114, 114)
+_GREY = 114
+# A child has as many threads as it was given, and they belong to its engine.
+cv2.setNumThreads(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +43,28 @@ def fit(width: int, height: int, size: int, stride: int) -> Fit:
 
 
 def prepare(picture: Picture, size: int, stride: int) -> Prepared:
-    """`picture` may have been decoded at a smaller scale; the result is that of its full size."""
+    """What the picture gives at full size, whatever scale it was decoded at."""
     place = fit(picture.width, picture.height, size, stride)
+    stored = (place.width, place.height) if picture.orientation <= 4 else (place.height, place.width)
     pixels = picture.pixels
-    if pixels.shape[:2] != (place.height, place.width):
-        pixels = cv2.resize(pixels, (place.width, place.height), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
-    if pixels.shape[:2] != place.shape:
-        canvas = np.full((*place.shape, 3), _GREY, np.uint8)
-        canvas[place.top : place.top + place.height, place.left : place.left + place.width] = pixels
-        pixels = canvas
-    return Prepared(pixels, picture.width, picture.height)
+    if pixels.shape[1::-1] != stored:
+        pixels = np.asarray(cv2.resize(pixels, stored, interpolation=cv2.INTER_LINEAR), np.uint8)
+    canvas = np.full((*place.shape, 3), _GREY, np.uint8)
+    canvas[place.top : place.top + place.height, place.left : place.left + place.width] = upright(
+        pixels, picture.orientation
+    )
+    return Prepared(canvas, picture.width, picture.height)
+
+
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """`pixels` as they were seen; `orientation` is EXIF's."""
+    if orientation > 4:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
 
 
 def boxes_of(rows: NDArray[np.float32], shape: tuple[int, int], image: Prepared) -> tuple[Box, ...]:

@@ -15,6 +15,8 @@ from PIL import Image
 
 from aiworker.domain.errors import ImageUnreadable, MediaTooLarge
 from aiworker.inference.decode import decode
+from aiworker.inference.interface import Picture
+from aiworker.inference.letterbox import prepare, upright
 
 _LIMIT = 1_000_000
 
@@ -64,7 +66,53 @@ def test_the_picture_stands_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = undo.get(orientation, lambda i: i)(_RGB)
-    np.testing.assert_array_equal(decode(_saved(stored, "PNG", exif=exif), _LIMIT).pixels, np.asarray(_RGB))
+    np.testing.assert_array_equal(_seen(_saved(stored, "PNG", exif=exif)), np.asarray(_RGB))
+    lossy = _seen(_saved(stored, "JPEG", exif=exif, quality=95))
+    np.testing.assert_allclose(lossy.astype(int), np.asarray(_RGB), atol=8)
+
+
+def _seen(image: bytes) -> np.ndarray:
+    decoded = decode(image, _LIMIT)
+    pixels = upright(decoded.pixels, decoded.orientation)
+    assert (decoded.height, decoded.width) == pixels.shape[:2]
+    return pixels
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2, "quality": 60}])
+def test_a_jpeg_has_the_pixels_that_pillow_and_ultralytics_see(mode: str, options: dict[str, object]) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (75, 101, 3), np.uint8)
+    jpeg = _saved(Image.fromarray(noise).convert(mode), "JPEG", **options)
+    expected = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+    np.testing.assert_allclose(decode(jpeg, _LIMIT).pixels.astype(int), expected, atol=1)
+
+
+def test_only_a_huge_jpeg_is_decoded_smaller_and_keeps_its_size() -> None:
+    for (width, height), scale in (((5000, 5000), 1), ((5001, 5001), 2)):
+        decoded = decode(_saved(Image.new("L", (width, height), 90), "JPEG"), 10**8)
+        assert (decoded.width, decoded.height) == (width, height)
+        assert decoded.pixels.shape == (-(-height // scale), -(-width // scale), 3)
+
+
+def test_the_model_sees_a_turned_and_shrunken_photo_as_the_whole_one() -> None:
+    smooth = _gradient(600, 400)
+    whole = prepare(decode(_saved(smooth, "PNG"), _LIMIT), 64, 32)
+    stored = np.asarray(smooth.transpose(Image.Transpose.ROTATE_90).resize((200, 300)))
+    turned = prepare(Picture(stored, 600, 400, orientation=6), 64, 32)
+    assert (turned.width, turned.height) == (whole.width, whole.height) == (600, 400)
+    np.testing.assert_allclose(turned.pixels.astype(int), whole.pixels, atol=3)
+
+
+def test_a_photo_of_a_phone_in_heic_is_read() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    decoded = decode(_saved(_gradient(64, 48), "HEIF", quality=90), _LIMIT)
+    assert decoded.pixels.shape == (48, 64, 3)
+    assert decoded.pixels[:, -1].mean() > 200 > 50 > decoded.pixels[:, 0].mean()
+    with pytest.raises(MediaTooLarge):
+        decode(_saved(_gradient(64, 48), "HEIF"), max_pixels=64 * 48 - 1)
+    with pytest.raises(ImageUnreadable):
+        decode(_saved(_RGB, "HEIF")[:200], _LIMIT)
 
 
 def test_broken_camera_data_does_not_cost_the_picture() -> None:
