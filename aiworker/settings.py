@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     gemini_usd_per_day: float | None = Field(
         None, gt=0, description="list price at which Gemini is left alone until midnight in California"
     )
+    gemini_price: Annotated[tuple[float, float] | None, NoDecode] = Field(
+        None, description="dollars per million tokens of prompt and of answer (0.3,2.5); unset, the list price"
+    )
 
     local_only: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(), description="types of job (comma-separated, or all) whose prompts never leave for Gemini"
@@ -104,6 +107,18 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return frozenset(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("gemini_price", mode="before")
+    @classmethod
+    def _two_prices(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("gemini_price")
+    @classmethod
+    def _no_gifts(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and min(value) < 0:
+            raise ValueError("must not be below 0")
         return value
 
     @field_validator("ollama_url", "gemini_url")

@@ -22,6 +22,7 @@ from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, PoolRules, threads_per_child
 from aiworker.inference.weights import resolve_weights
 from aiworker.llm.gemini import GeminiModel
+from aiworker.llm.gemini_models import Price, price_of
 from aiworker.llm.lane import LaneRules
 from aiworker.llm.local_only import ALL, LocalOnlyRule
 from aiworker.llm.ollama import OllamaModel
@@ -152,7 +153,12 @@ def _providers(settings: Settings, traces: Traces) -> dict[str, Provider]:
         )
     if settings.gemini_api_key:
         providers["gemini"] = GeminiModel(
-            settings.gemini_api_key, settings.gemini_model, settings.gemini_url, local_only_types(settings), traces
+            settings.gemini_api_key,
+            settings.gemini_model,
+            settings.gemini_url,
+            local_only_types(settings),
+            traces,
+            gemini_price(settings),
         )
     return providers
 
@@ -165,6 +171,16 @@ def _traces(settings: Settings) -> Traces:
     except ImportError:
         raise ConfigurationError("TRACES needs packages that are not here: pip install aiworker[otel]") from None
     return OtelTraces(settings.worker_id)
+
+
+def gemini_price(settings: Settings) -> Price | None:
+    """Raises ConfigurationError for a day's budget that could not be kept, since nobody knows what a call costs."""
+    price = Price(*settings.gemini_price) if settings.gemini_price else price_of(settings.gemini_model)
+    if price is None and settings.gemini_usd_per_day is not None:
+        raise ConfigurationError(
+            f"GEMINI_USD_PER_DAY needs the price of {settings.gemini_model}, which we do not know: set GEMINI_PRICE"
+        )
+    return price
 
 
 def local_only_types(settings: Settings) -> frozenset[str]:

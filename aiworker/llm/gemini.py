@@ -19,6 +19,7 @@ from aiworker.domain.errors import (
 from aiworker.llm.answering import ask_checked
 from aiworker.llm.gemini_errors import NAME, error_of
 from aiworker.llm.gemini_generate import GenerateStream, generate_body
+from aiworker.llm.gemini_models import FREE, Price, price_of
 from aiworker.llm.http import Http
 from aiworker.llm.local_only import stays_here
 from aiworker.llm.pictures import Pictures
@@ -33,6 +34,7 @@ _PIXELS = 4 * 768 * 768
 class GeminiModel:
     """The key travels in a header, to `base_url` only, and is in no repr, log or exception.
 
+    `price` is what its tokens cost, by default the list price; a model that is not on the list costs nothing.
     Requests for the purposes in `local_only`, which may hold "all", are refused before anything is sent.
     """
 
@@ -46,7 +48,9 @@ class GeminiModel:
         base_url: str,
         local_only: frozenset[str] = frozenset(),
         traces: Traces | None = None,
+        price: Price | None = None,
     ) -> None:
+        self._price = price or price_of(model) or FREE
         self._told = traced(self._ask, traces or Traces(), provider=NAME, model=model, base_url=base_url)
         self.model = model
         self._local_only = local_only
@@ -81,7 +85,7 @@ class GeminiModel:
         await self._http.close()
 
     async def _ask(self, request: PromptRequest, deadline: Deadline) -> Said:
-        answer = GenerateStream(self.model)
+        answer = GenerateStream(self.model, self._price)
         await self._http.post_lines(
             f"{self._path}:streamGenerateContent?alt=sse", generate_body(request, self.model), deadline, answer.feed
         )

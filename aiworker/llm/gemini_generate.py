@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from aiworker.domain.completion import Completion, FinishReason, PromptRequest, Tool, ToolCall, Turn
 from aiworker.domain.errors import AnswerBlocked, AnswerEmpty, AnswerInvalid, PromptBlocked, StreamBroken
 from aiworker.llm.gemini_errors import NAME, enum_name, error_of_item
+from aiworker.llm.gemini_models import FREE, Price, thinking_of
 from aiworker.llm.http import json_object
 from aiworker.llm.structured import RawCall, Said, schema_hint, schema_of
-
-_T = TypeVar("_T")
 
 _FINISH: dict[str, FinishReason] = {"STOP": "stop", "MAX_TOKENS": "length"}
 _BLOCKED = frozenset(
@@ -28,28 +26,17 @@ _BLOCKED = frozenset(
         "IMAGE_PROHIBITED_CONTENT",
     ]
 )
-# Dollars per million tokens (prompt, answer with thinking), paid tier up to 200k tokens of prompt, from
-# ai.google.dev/gemini-api/docs/pricing as quoted in April 2026. The longest prefix of the name wins; others cost 0.
-_PRICES: dict[str, tuple[float, float]] = {
-    "gemini-2.5-flash-lite": (0.10, 0.40),
-    "gemini-2.5-flash": (0.30, 2.50),
-    "gemini-2.5-pro": (1.25, 10.00),
-    "gemini-3-flash": (0.50, 3.00),
-}
-# Thinking costs seconds and eats the answer's tokens. Flash can do without; 128 is the least that Pro takes.
-_THINKING_BUDGET: dict[str, int] = {"gemini-2.5-flash": 0, "gemini-2.5-pro": 128}
 
 
 def generate_body(request: PromptRequest, model: str) -> dict[str, Any]:
-    """The body of `streamGenerateContent`; JPEGs come before the text, as Google advises for one
-    image."""
-    thinking = _longest_prefix(_THINKING_BUDGET, model)
+    """The body of `streamGenerateContent`; JPEGs come before the text, as Google advises for one image."""
+    thinking = thinking_of(model)
     config: dict[str, Any] = {
         "temperature": request.temperature,
-        "maxOutputTokens": request.max_tokens + (thinking or 0),
+        "maxOutputTokens": request.max_tokens + thinking.tokens,
     }
-    if thinking is not None:
-        config["thinkingConfig"] = {"thinkingBudget": thinking}
+    if thinking.config:
+        config["thinkingConfig"] = thinking.config
     if request.seed is not None:
         config["seed"] = request.seed
     system = request.system
@@ -104,22 +91,12 @@ def _call_part(call: ToolCall) -> dict[str, Any]:
     return part | ({"thoughtSignature": call.opaque} if call.opaque else {})
 
 
-def cost_usd(model: str, prompt_tokens: int, answer_tokens: int) -> float:
-    """By list price; 0 for a model that is not on our list."""
-    prompt_price, answer_price = _longest_prefix(_PRICES, model) or (0.0, 0.0)
-    return (prompt_tokens * prompt_price + answer_tokens * answer_price) / 1e6
-
-
-def _longest_prefix(table: Mapping[str, _T], name: str) -> _T | None:
-    fitting = [prefix for prefix in table if name.startswith(prefix)]
-    return table[max(fitting, key=len)] if fitting else None
-
-
 class GenerateStream:
     """Collects the server-sent events of one answer; Google puts each event's JSON on one `data:` line."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, price: Price = FREE) -> None:
         self._model = model
+        self._price = price
         self._pieces: list[str] = []
         self._calls: list[RawCall] = []
         self._usage: dict[str, Any] = {}
@@ -168,7 +145,7 @@ class GenerateStream:
             answer_tokens=answer_tokens,
             prompt_ms=1000 * (self._first - self._started),
             answer_ms=1000 * (ended - self._first),
-            cost_usd=cost_usd(self._model, prompt_tokens, answer_tokens),
+            cost_usd=self._price.of(prompt_tokens, answer_tokens),
         )
         return Said(completion, tuple(self._calls))
 

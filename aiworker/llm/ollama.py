@@ -11,6 +11,7 @@ from typing import Any
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import (
+    LocalOnly,
     ModelCannotSee,
     ModelNotFound,
     ProviderError,
@@ -30,10 +31,12 @@ _SHOWN_TTL_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What `/api/show` says of a model. `capabilities` is None where the server is too old to list them."""
+    """What `/api/show` says of a model. `capabilities` is None where the server is too old to list them; a `remote` one
+    runs in Ollama's cloud, whatever server it was asked for from."""
 
     capabilities: frozenset[str] | None
     pixels: int
+    remote: bool
 
     def says(self, capability: str) -> bool:
         """Whether it is listed."""
@@ -50,6 +53,7 @@ def shown_of(answer: Mapping[str, Any]) -> Shown:
     return Shown(
         frozenset(str(item) for item in listed) if isinstance(listed, list) else None,
         pixels_read(info if isinstance(info, dict) else {}),
+        bool(answer.get("remote_host") or answer.get("remote_model")),
     )
 
 
@@ -89,6 +93,8 @@ class OllamaModel:
         if model is None:
             raise ModelCannotSee("no vision model: set OLLAMA_VISION_MODEL", provider=NAME)
         shown = await self._show(model, deadline)
+        if request.local_only and shown.remote:
+            raise LocalOnly("this kind of analysis stays on this server, and the model does not", provider=NAME)
         if request.images:
             if not shown.can("vision"):
                 # Ollama would take the image, ignore it, and let the model invent what it shows.

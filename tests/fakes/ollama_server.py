@@ -42,6 +42,7 @@ class FakeOllama(FakeLlmServer):
         super().__init__(answer=answer, slots=slots)
         self.models = dict(models or {"llama3.2:3b": ("completion", "tools"), "qwen2.5vl:3b": ("completion", "vision")})
         self.library: dict[str, tuple[str, ...]] = {}
+        self.remote: set[str] = set()
         self.loaded: dict[str, int] = {}
         self.version = version
         self.max_in_flight = None if max_waiting is None else slots + max_waiting
@@ -77,7 +78,8 @@ class FakeOllama(FakeLlmServer):
         if name not in self.models:
             return _error(404, f"model '{name}' not found")
         recorded = json.loads(json.loads((RECORDINGS / "show.json").read_text())["lines"][0]["line"])
-        return _json(200, recorded | {"capabilities": list(self.models[name])})
+        cloud = {"remote_host": "https://ollama.com:443", "remote_model": name} if name in self.remote else {}
+        return _json(200, recorded | {"capabilities": list(self.models[name])} | cloud)
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         name = str((await request.json()).get("model"))

@@ -25,6 +25,7 @@ from aiworker.domain.errors import (
     AnswerLeaks,
     AnswerTruncated,
     ImageUnreadable,
+    LocalOnly,
     ModelCannotSee,
     ModelNotFound,
     ProviderError,
@@ -359,3 +360,11 @@ async def test_a_model_without_tools_is_not_asked_for_them(server: FakeOllama, m
     with pytest.raises(RequestRejected, match="tools"):
         await model.complete(ask(tools=(WEIGH,)), soon())
     assert server.requests == []
+
+
+async def test_a_model_in_ollamas_cloud_is_not_here(server: FakeOllama, model: OllamaModel) -> None:
+    server.remote.add(TEXT)
+    assert (await model.complete(ask(), soon())).text
+    with pytest.raises(LocalOnly):
+        await model.complete(ask(local_only=True), soon())
+    assert len(server.requests) == 1

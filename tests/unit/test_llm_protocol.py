@@ -30,7 +30,7 @@ from aiworker.domain.errors import (
     RequestRejected,
     StreamBroken,
 )
-from aiworker.llm import gemini_errors, gemini_generate, ollama_chat, ollama_errors
+from aiworker.llm import gemini_errors, gemini_generate, gemini_models, ollama_chat, ollama_errors
 from aiworker.llm.http import CONNECT_S, MAX_BODY, MAX_LINE, Lines, connect_limit
 from aiworker.llm.structured import RawCall
 
@@ -263,10 +263,29 @@ def test_whatever_a_server_sends_only_typed_errors_come_out(items: list[Any]) ->
             stream.said()
 
 
-def test_gemini_cost_by_longest_name() -> None:
-    assert gemini_generate.cost_usd("gemini-2.5-flash", 1_000_000, 1_000_000) == pytest.approx(2.80)
-    assert gemini_generate.cost_usd("gemini-2.5-flash-lite-preview", 1_000_000, 1_000_000) == pytest.approx(0.50)
-    assert gemini_generate.cost_usd("palm-2", 10, 10) == 0
+def test_gemini_price_by_longest_name() -> None:
+    flash, lite = gemini_models.price_of("gemini-2.5-flash"), gemini_models.price_of("gemini-2.5-flash-lite-preview")
+    assert flash is not None
+    assert lite is not None
+    assert flash.of(1_000_000, 1_000_000) == pytest.approx(2.80)
+    assert lite.of(1_000_000, 1_000_000) == pytest.approx(0.50)
+    assert gemini_models.price_of("palm-2") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "tokens"),
+    [
+        ("gemini-2.5-flash", {"thinkingBudget": 0}, 1024),
+        ("gemini-2.5-pro", {"thinkingBudget": 128}, 1152),
+        ("gemini-3-flash-preview", {"thinkingLevel": "minimal"}, 1536),
+        ("gemini-3-pro-preview", {"thinkingLevel": "low"}, 3072),
+        ("gemini-3.8-flash", {"thinkingLevel": "low"}, 3072),
+        ("gemini-9", None, 1024),
+    ],
+)
+def test_gemini_thinks_as_little_as_it_can(model: str, config: dict[str, Any] | None, tokens: int) -> None:
+    sent = gemini_generate.generate_body(PromptRequest("t", "", "p", ()), model)["generationConfig"]
+    assert (sent.get("thinkingConfig"), sent["maxOutputTokens"]) == (config, tokens)
 
 
 RATE = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerMinutePerProject", "53s"))
@@ -328,7 +347,7 @@ def test_gemini_messages_do_not_reach_the_error() -> None:
 
 
 def gemini_stream(*events: Any) -> gemini_generate.GenerateStream:
-    stream = gemini_generate.GenerateStream("gemini-2.5-flash")
+    stream = gemini_generate.GenerateStream("gemini-2.5-flash", gemini_models.Price(0.3, 2.5))
     for event in events:
         stream.feed(b"data: " + json.dumps(event).encode())
     return stream

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from aiworker.cli.wiring import local_only_types
+from aiworker.cli.wiring import gemini_price, local_only_types
 from aiworker.domain.errors import ConfigurationError
+from aiworker.llm.gemini_models import Price
 from aiworker.settings import load_settings
 
 
@@ -43,6 +44,8 @@ def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ("LOG_LEVEL", "LOUD"),
         ("OLLAMA_URL", "ollama:11434"),
         ("WORKER_LEASE_MS", "0"),
+        ("GEMINI_PRICE", "0.5"),
+        ("GEMINI_PRICE", "-1,2"),
     ],
 )
 def test_a_bad_value_is_named_and_not_quoted_where_secret(
@@ -70,3 +73,12 @@ def test_types_that_stay_on_this_server_must_exist(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LOCAL_ONLY", "sofia_txt")
     with pytest.raises(ConfigurationError, match=r"sofia_txt.*there are.*sofia_text"):
         local_only_types(load_settings())
+
+
+def test_a_budget_needs_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gemini_price(load_settings(gemini_usd_per_day=1.0)) == Price(0.30, 2.50)
+    assert gemini_price(load_settings(gemini_model="gemini-9")) is None
+    with pytest.raises(ConfigurationError, match="GEMINI_PRICE"):
+        gemini_price(load_settings(gemini_model="gemini-9", gemini_usd_per_day=1.0))
+    monkeypatch.setenv("GEMINI_PRICE", "0.5, 4")
+    assert gemini_price(load_settings(gemini_model="gemini-9", gemini_usd_per_day=1.0)) == Price(0.5, 4.0)

@@ -1,0 +1,62 @@
+"""What is known of Gemini's models by their names: prices, and how little they can be told to think. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Price(NamedTuple):
+    """Dollars per million tokens; thinking is paid as answer."""
+
+    prompt: float
+    answer: float
+
+    def of(self, prompt_tokens: int, answer_tokens: int) -> float:
+        """Dollars."""
+        return (prompt_tokens * self.prompt + answer_tokens * self.answer) / 1e6
+
+
+FREE = Price(0.0, 0.0)
+
+
+class Thinking(NamedTuple):
+    """`config` is the call's `thinkingConfig`; thinking eats up to about `tokens` of the answer's."""
+
+    config: dict[str, Any]
+    tokens: int
+
+
+# Paid tier up to 200k tokens of prompt, from ai.google.dev/gemini-api/docs/pricing as quoted in April 2026. The longest
+# prefix of the name wins.
+_PRICES: dict[str, Price] = {
+    "gemini-2.5-flash-lite": Price(0.10, 0.40),
+    "gemini-2.5-flash": Price(0.30, 2.50),
+    "gemini-2.5-pro": Price(1.25, 10.00),
+    "gemini-3-flash": Price(0.50, 3.00),
+}
+# Thinking costs seconds. Gemini 2.5 takes a number of tokens (Flash can do without; 128 is the least that Pro takes),
+# Gemini 3 a level.
+_THINKING: dict[str, Thinking] = {
+    "gemini-2.5-flash": Thinking({"thinkingBudget": 0}, 0),
+    "gemini-2.5-pro": Thinking({"thinkingBudget": 128}, 128),
+    "gemini-3-flash": Thinking({"thinkingLevel": "minimal"}, 512),
+    "gemini-3": Thinking({"thinkingLevel": "low"}, 2048),
+}
+
+
+def price_of(model: str) -> Price | None:
+    """None for a model that is not on our list."""
+    return _longest_prefix(_PRICES, model)
+
+
+def thinking_of(model: str) -> Thinking:
+    """The least that it can be told; nothing is said to a model that is not on our list."""
+    return _longest_prefix(_THINKING, model) or Thinking({}, 0)
+
+
+def _longest_prefix(table: Mapping[str, _T], name: str) -> _T | None:
+    fitting = [prefix for prefix in table if name.startswith(prefix)]
+    return table[max(fitting, key=len)] if fitting else None
