@@ -60,7 +60,12 @@ class Settings(BaseSettings):
     yolo_model: str = Field("yolov8n", description="a path, or a name that `aiworker models list` shows")
     models_dir: Path = Field(Path("models"), description="where weights are kept")
     yolo_confidence: float = Field(0.35, gt=0, lt=1, description="boxes below this are dropped")
-    inference_processes: int = Field(1, ge=1, le=64, description="children that hold the model")
+    memory_budget_mb: int = Field(
+        0, ge=0, description="memory for the worker and its children; 0 takes what is there, 24 GB at most"
+    )
+    inference_processes: int = Field(
+        0, ge=0, le=64, description="children that hold the model; 0 lets `aiworker placement` decide"
+    )
     inference_threads: int = Field(0, ge=0, le=128, description="threads a child may use; 0 shares the cores out")
     inference_max_batch: int = Field(8, ge=1, le=64, description="images that go through the model together")
     inference_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")

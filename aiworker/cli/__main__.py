@@ -259,6 +259,24 @@ def show_model(name: str) -> None:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def placement(as_json: bool) -> None:
+    """Show which inference children the worker would start, on which device, and why.
+
+    Follows MEMORY_BUDGET_MB, INFERENCE_DEVICE, INFERENCE_PROCESSES, INFERENCE_THREADS and what Ollama holds now.
+    """
+    from aiworker.cli.placement import described, placement_for, table_of
+
+    machine, placed = placement_for(load_settings())
+    if as_json:
+        _console.print_json(json.dumps(described(machine, placed)))
+        return
+    _console.print(table_of(placed))
+    for note in placed.notes:
+        _console.print(note)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
     """Check database, migrations, weights, engine, GPU, memory, Ollama, Gemini, clock; say what to do about each.

@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 import asyncpg
-import psutil
 
 from aiworker.cli.embedded_postgres import EmbeddedPostgres
 from aiworker.cli.keys import is_loopback
+from aiworker.cli.placement import placement_for
 from aiworker.cli.stack import STATE_DIR
 from aiworker.domain.deadline import Deadline
-from aiworker.domain.errors import WorkerError
+from aiworker.domain.errors import ConfigurationError, WorkerError
 from aiworker.inference.weights import resolve_weights
 from aiworker.llm.gemini import GeminiModel
 from aiworker.llm.ollama import OllamaModel
@@ -188,10 +188,13 @@ async def _check_gpu(settings: Settings) -> list[Finding]:
 
 
 async def _check_memory(settings: Settings) -> list[Finding]:
-    free_mb = psutil.virtual_memory().available // 1_000_000
-    needed = _NEEDED_MB * settings.inference_processes
-    found = f"{free_mb} MB free, about {needed} MB needed"
-    if free_mb < needed:
+    try:
+        machine, placement = await asyncio.to_thread(placement_for, settings)
+    except ConfigurationError as error:
+        return [Finding("memory", Verdict.FAIL, error.note, "see `aiworker placement`")]
+    needed = _NEEDED_MB * len(placement.children)
+    found = f"{machine.free_mb:.0f} MB free, about {needed} MB needed"
+    if machine.free_mb < needed:
         return [Finding("memory", Verdict.FAIL, found, "free some, or lower INFERENCE_PROCESSES")]
     return [Finding("memory", Verdict.OK, found)]
 

@@ -8,6 +8,7 @@ import socket
 from aiworker.cli.health import worker_ops
 from aiworker.cli.keys import Keys
 from aiworker.cli.serve import address_of, serving, stop_on_signals
+from aiworker.cli.vision import reloading_on_hangup
 from aiworker.cli.wiring import gateway_app, worker_parts
 from aiworker.gateway.ops import build_ops_app
 from aiworker.settings import Settings
@@ -37,7 +38,8 @@ async def run_worker(settings: Settings, listener: socket.socket) -> None:
             # Chat and text need no model of ours, so the worker starts at once; images wait for a child.
             children = asyncio.create_task(parts.pool.wait_ready())
             children.add_done_callback(lambda task: stop.set() if not task.cancelled() and task.exception() else None)
-            await parts.worker.run(stop)
+            with reloading_on_hangup(settings, parts.pool):
+                await parts.worker.run(stop)
             if children.done():
                 children.result()
             children.cancel()

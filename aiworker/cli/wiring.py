@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 
 from aiohttp import web
 
@@ -14,13 +13,12 @@ from aiworker.analyses.base import Tools
 from aiworker.analyses.registry import ANALYSES
 from aiworker.cli.health import gateway_ops
 from aiworker.cli.keys import Keys
+from aiworker.cli.vision import vision_pool
 from aiworker.domain.errors import ConfigurationError
 from aiworker.gateway.app import Gateway, build_gateway
 from aiworker.gateway.auth import Authenticator
 from aiworker.gateway.ops import add_ops
-from aiworker.inference.messages import ChildSpec
-from aiworker.inference.pool import InferencePool, PoolRules, threads_per_child
-from aiworker.inference.weights import resolve_weights
+from aiworker.inference.pool import InferencePool
 from aiworker.llm.gemini import GeminiModel
 from aiworker.llm.gemini_models import Price, price_of
 from aiworker.llm.lane import LaneRules
@@ -81,7 +79,7 @@ async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         queue = await stack.enter_async_context(_queue(settings, "worker"))
-        pool = _pool(settings, metrics)
+        pool = await vision_pool(settings, metrics)
         await pool.start()
         stack.push_async_callback(pool.stop)
         traces = _traces(settings)
@@ -121,23 +119,6 @@ async def resume_queue(settings: Settings, job_type: str) -> None:
     """Raises ConfigurationError, DatabaseUnavailable."""
     async with _queue(settings, "resume") as queue:
         await queue.resume(job_type)
-
-
-def _pool(settings: Settings, metrics: Metrics) -> InferencePool:
-    threads = settings.inference_threads or threads_per_child(settings.inference_processes)
-    spec = ChildSpec(
-        weights=str(resolve_weights(settings.yolo_model, settings.models_dir)),
-        device=settings.inference_device,
-        threads=threads,
-        confidence=settings.yolo_confidence,
-        max_pixels=int(settings.media_max_megapixels * _MB),
-    )
-    rules = PoolRules(
-        max_batch=settings.inference_max_batch,
-        canary=files("aiworker.cli").joinpath("data/fruits.jpg").read_bytes(),
-        times=settings.models_dir / "service-times.json",
-    )
-    return InferencePool([spec] * settings.inference_processes, rules, metrics)
 
 
 def _providers(settings: Settings, traces: Traces) -> dict[str, Provider]:

@@ -7,7 +7,6 @@ dies, what it had not answered goes to another lane at once; see `supervision.ju
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,11 +26,6 @@ from aiworker.inference.supervision import LaneState
 from aiworker.telemetry.metrics import Metrics
 
 _STOPPING = "the pool is stopping"
-
-
-def threads_per_child(processes: int, cores: int | None = None) -> int:
-    """The cores that this process may use, shared out evenly; at least one."""
-    return max(1, (cores or len(os.sched_getaffinity(0))) // processes)
 
 
 @dataclass(frozen=True, slots=True)

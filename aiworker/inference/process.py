@@ -101,6 +101,8 @@ def child_environment(parent: Mapping[str, str], threads: int) -> dict[str, str]
     """
     kept = {name: value for name, value in parent.items() if name in _KEEP or name.startswith(_KEEP_PREFIXES)}
     defaults = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "MALLOC_ARENA_MAX": "2", "YOLO_OFFLINE": "true"}
+    # So that CUDA numbers the cards as NVML does, which placement reads.
+    defaults["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     return {
         **defaults,
         **kept,

@@ -3,7 +3,6 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiworker.inference.pool import threads_per_child
 from aiworker.inference.process import child_environment
 from aiworker.inference.supervision import RestartBackoff, RestartPolicy, Verdict, judge
 
@@ -56,11 +55,6 @@ def test_only_the_third_death_alone_condemns() -> None:
 @given(st.integers(1, 100))
 def test_in_company_nobody_is_condemned(deaths: int) -> None:
     assert judge(deaths, was_alone=False) is not Verdict.REJECT
-
-
-def test_cores_are_shared_out() -> None:
-    assert [threads_per_child(processes, cores=4) for processes in (1, 2, 3, 8)] == [4, 2, 1, 1]
-    assert threads_per_child(1) >= 1
 
 
 def test_a_child_sees_no_secret_and_behaved_libraries() -> None:
