@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from aiworker.inference.messages import PREFIX_BYTES, FrameInvalid, Message, decode, encode, frame_length
 
@@ -20,8 +21,8 @@ class Channel(asyncio.Protocol):
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101 - a stream's always is
-        self._transport = transport
+        # Not by isinstance: uvloop's transports have the methods and another base.
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

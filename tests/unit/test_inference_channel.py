@@ -3,7 +3,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+from collections.abc import Callable
 
+import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,11 +54,16 @@ async def test_the_end_of_the_other_side_is_told() -> None:
     assert heard == _SAID
 
 
-async def test_what_is_sent_arrives() -> None:
-    channel, theirs = await _connected([])
-    with theirs:
-        channel.send(Ping(9))
-        data = await asyncio.to_thread(theirs.recv, 1000)
-        assert decode(data[4:]) == Ping(9)
-        channel.close()
-        await channel.closed
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_what_is_sent_arrives(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def run() -> None:
+        channel, theirs = await _connected([])
+        with theirs:
+            channel.send(Ping(9))
+            data = await asyncio.to_thread(theirs.recv, 1000)
+            assert decode(data[4:]) == Ping(9)
+            channel.close()
+            await channel.closed
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(run())
