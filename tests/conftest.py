@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 from fakes.databases import cloned_database, execute, with_database
+from fakes.shared_data import SHARED_DATA
 
 from aiworker.cli.embedded_postgres import EmbeddedPostgres
 from aiworker.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-SHARED_DATA = ROOT.parent / "shared" / "data"
 _TEMPLATE = "aiworker_template"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHARED_DATA
+from fakes.shared_data import SHARED_DATA
 from PIL import Image
 
 from aiworker.domain.deadline import Deadline
