@@ -60,7 +60,11 @@ def evidence_of(error: ProviderError, wall_s: float) -> Evidence:
             rest_s = max(rest_s or 0.0, seconds_to_reset(wall_s))
         return Evidence(Sign.LIMITED, error.code, rest_s)
     if isinstance(error, ProviderUnavailable | ProviderTimeout):
-        down = isinstance(error, ProviderUnreachable) or error.details.get("phase") == "connect"
+        # 503 is what an overloaded server says of itself, not of the one request.
+        details = error.details
+        down = (
+            isinstance(error, ProviderUnreachable) or details.get("phase") == "connect" or details.get("status") == 503
+        )
         return Evidence(Sign.DOWN if down else Sign.FAILING, error.code, error.retry_after)
     if isinstance(error, LocalOnly):
         return Evidence(Sign.NOTHING)

@@ -11,6 +11,7 @@ from aiworker.domain.completion import Completion
 
 _SAMPLES = 32
 _SAFE_QUANTILE = 0.95
+_LATE_QUANTILE = 0.9
 _CHARS_PER_TOKEN = 3.5
 _TOKENS_PER_IMAGE = 1000
 _NEW_WEIGHT = 0.3
@@ -36,7 +37,8 @@ class Size:
 class Outlook:
     """Seconds for one answer, without waiting and loading: half are done by `likely_s`, 19 of 20 by `safe_s`.
 
-    Calls that never end are part of that; `late_s` is by when 19 of 20 of those have come that came at all.
+    Beyond `late_s`, nine of ten have come or been given up: one that has not is unusual. Unlike `safe_s` it does not
+    guess how long those would have taken that were given up, so hedging does not push it anywhere.
     """
 
     likely_s: float
@@ -65,7 +67,7 @@ class Forecast:
 
     def note_unfinished(self, now: float, kind: str, seconds: float) -> None:
         """No answer within `seconds`. Leaving these out would make a slow provider look as fast as its fast answers."""
-        self._keep(_Sample(now, _UNFINISHED * seconds, False), kind)
+        self._keep(_Sample(now, seconds, False), kind)
 
     def forget_unfinished(self) -> None:
         """For when a provider is left alone: its next chance is not judged by calls that hung before."""
@@ -80,9 +82,9 @@ class Forecast:
         samples = self._samples.get(size.kind)
         while samples and samples[0].at < now - self._memory_s:
             samples.popleft()
-        finished = [sample.seconds for sample in samples or () if sample.finished]
-        if samples and finished:
-            return _outlook([sample.seconds for sample in samples], finished)
+        if samples and any(sample.finished for sample in samples):
+            guessed = [sample.seconds if sample.finished else _UNFINISHED * sample.seconds for sample in samples]
+            return _outlook(guessed, [sample.seconds for sample in samples])
         speed = self._speeds[size.images > 0]
         return speed.outlook(size) if speed.at >= now - self._memory_s else None
 
@@ -128,11 +130,12 @@ class _Speed:
         return replace(outlook, safe_s=min(outlook.safe_s, most_s), late_s=min(outlook.late_s, most_s)).plus(prompt_s)
 
 
-def _outlook(samples: list[float], finished: list[float]) -> Outlook:
-    return Outlook(statistics.median(samples), statistics.fmean(samples), _safe(samples), _safe(finished))
+def _outlook(guessed: list[float], seen: list[float]) -> Outlook:
+    safe_s, late_s = _quantile(guessed, _SAFE_QUANTILE), _quantile(seen, _LATE_QUANTILE)
+    return Outlook(statistics.median(guessed), statistics.fmean(guessed), safe_s, late_s)
 
 
-def _safe(samples: list[float]) -> float:
+def _quantile(samples: list[float], share: float) -> float:
     count = len(samples)
     # Few samples know little of the tail.
-    return sorted(samples)[min(count - 1, int(_SAFE_QUANTILE * count))] * (1 + 1 / count)
+    return sorted(samples)[min(count - 1, int(share * count))] * (1 + 1 / count)

@@ -35,6 +35,7 @@ WELL, FAILING, DOWN = Evidence(Sign.WELL), Evidence(Sign.FAILING, "f"), Evidence
         (ProviderTimeout(phase="connect"), Evidence(Sign.DOWN, "provider_timeout")),
         (ProviderTimeout(phase="first_token"), Evidence(Sign.FAILING, "provider_timeout")),
         (ProviderUnavailable(retry_after=9), Evidence(Sign.FAILING, "provider_unavailable", 9)),
+        (ProviderUnavailable(status=503), Evidence(Sign.DOWN, "provider_unavailable")),
         (StreamBroken(), Evidence(Sign.FAILING, "provider_stream_broken")),
         (ProviderRateLimited(retry_after=53), Evidence(Sign.LIMITED, "provider_rate_limited", 53)),
         (ProviderRateLimited(), Evidence(Sign.LIMITED, "provider_rate_limited")),

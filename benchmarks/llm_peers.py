@@ -1,0 +1,273 @@
+"""Our router beside LiteLLM's: the same fake Ollama and Gemini, the same faults, the same arrivals, in turn.
+
+Six faults, each with calls that arrive by chance at 2 a second and must be answered within 15 s. A call is wasted when
+it was sent to a provider that could not answer it in time: it failed, hung, or would have ended after the deadline; the
+servers count that, who know what is to become of each call. Connections that nobody accepts (Ollama dead) they cannot
+count. Where both are flaky, each call fails by its own dice, which nobody can know before: those are shown, but are no
+part of the sum. --quick multiplies every time by 0.3, the deadline and the routers' own times too, but for the three
+seconds that LiteLLM takes over a dead server.
+
+LiteLLM is set up as its reliability pages advise: a group a provider with the other as fallback, a time limit that
+leaves the fallback its chance, everything else as it comes; and once more with what it has for cooldowns switched on
+for a lone deployment, which it does not by default ("tuned"). Its environment is made below .benchmarks/.
+
+    python benchmarks/llm_peers.py [--quick] [--only faults,costs] [--json FILE] [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import urllib.request
+import venv
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+PEERS = HERE.parent / ".benchmarks" / "llm"
+REQUIREMENTS = HERE / "peers" / "llm.txt"
+OURS, LITELLM, TUNED = WHO = ("ours", "litellm", "litellm tuned")
+SECTIONS = ("faults", "costs")
+# LiteLLM's own pauses between tries, which have no argument.
+_PAUSES = {"INITIAL_RETRY_DELAY": 0.5, "MAX_RETRY_DELAY": 8.0, "JITTER": 0.75}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """`scale` multiplies every time; `rate` calls a second for `seconds`, in each scenario, in each of `rounds`."""
+
+    scale: float
+    rate: float
+    rounds: int
+    seconds: float
+    calls: int
+    waves: int
+    who: tuple[str, ...]
+
+
+FULL = Sizes(1.0, 2.0, 3, 45, 4000, 6, WHO)
+QUICK = Sizes(0.3, 2.5, 1, 13, 1000, 1, (OURS, LITELLM))
+AT_ONCE = 200
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of the table. `limit` None is shown but not checked; `least` tells a floor from a ceiling."""
+
+    name: str
+    value: float
+    unit: str = ""
+    limit: float | None = None
+    least: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.limit is None or (self.value >= self.limit if self.least else self.value <= self.limit)
+
+
+class Bench:
+    """The servers, how much to measure, and where progress is said."""
+
+    def __init__(self, servers: dict[str, Any], sizes: Sizes, console: Console) -> None:
+        self.servers = servers
+        self.sizes = sizes
+        self.console = console
+
+    def run(self, who: str, what: str, **how: Any) -> dict[str, Any]:
+        """The figures of one run of one contestant, in a process of its own."""
+        self.console.print(f"[dim]{what}: {who}[/dim]")
+        python = sys.executable if who == OURS else str(PEERS / "bin" / "python")
+        module = "llms.ours" if who == OURS else "peers.drive_litellm"
+        how |= {"tuned": True} if who == TUNED else {}
+        pauses = {name: str(seconds * self.sizes.scale) for name, seconds in _PAUSES.items()}
+        done = subprocess.run(
+            [python, "-m", module, what, json.dumps(how)],
+            cwd=HERE,
+            env=os.environ | pauses,
+            stdout=subprocess.PIPE,
+            stderr=None if who == OURS else subprocess.DEVNULL,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"{who} failed at {what}")
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def control(self, path: str) -> dict[str, dict[str, dict[str, int]]]:
+        """The servers' counts, by scenario and provider."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.servers['control']}{path}") as answer:
+            counts: dict[str, dict[str, dict[str, int]]] = json.load(answer)
+        return counts
+
+
+@dataclass
+class Row:
+    """One contestant in one scenario, over all rounds. `sent` is what the servers counted."""
+
+    calls: int
+    in_time: int
+    ms: list[float]
+    sent: Counter[str]
+
+    @property
+    def share(self) -> float:
+        return 100 * self.in_time / self.calls
+
+
+def faults(bench: Bench) -> list[Bar]:
+    """Each contestant through all scenarios at once, in turn."""
+    sizes = bench.sizes
+    rows: dict[tuple[str, str], Row] = {}
+    for number in range(sizes.rounds):
+        for who in sizes.who if number % 2 == 0 else reversed(sizes.who):
+            bench.control(f"/begin?seed={number}")
+            found = bench.run(
+                who,
+                "faults",
+                ports=bench.servers["ports"],
+                steady=bench.servers["steady"],
+                scale=sizes.scale,
+                rate=sizes.rate,
+                seconds=sizes.seconds,
+                seed=number,
+            )
+            counts = bench.control("/counts")
+            for name, result in found.items():
+                row = rows.setdefault((name, who), Row(0, 0, [], Counter()))
+                row.calls += result["calls"]
+                row.in_time += result["in_time"]
+                row.ms += result["ms"]
+                for each in counts[name].values():
+                    row.sent.update(each)
+    bench.console.print(_faults_table(rows, sizes.scale))
+    names = list(dict.fromkeys(name for name, _ in rows))
+    bars = [Bar(f"{name}: in time", rows[name, OURS].share, "%", 99.0, least=True) for name in names]
+    for other in sizes.who[1:]:
+        for name in names:
+            ahead = rows[name, OURS].share - rows[name, other].share
+            bars.append(Bar(f"{name}: ahead of {other}", ahead, "points", 0.0, least=True))
+        wasted = [sum(rows[name, who].sent["wasted"] for name in names[:-1]) for who in (OURS, other)]
+        limit = 0.2 if other == LITELLM else None
+        bars.append(Bar(f"wasted calls / {other}, all but {names[-1]}", wasted[0] / max(1, wasted[1]), "x", limit))
+    return bars
+
+
+def _faults_table(rows: dict[tuple[str, str], Row], scale: float) -> Table:
+    table = Table(title=f"answers within {15 * scale:g} s, wasted calls in brackets by kind")
+    for heading in ("scenario", "", "calls", "in time", "p50 s", "p95 s", "sent", "wasted", "given up"):
+        table.add_column(heading, justify="left" if heading in ("scenario", "") else "right")
+    for (name, who), row in sorted(rows.items(), key=lambda item: item[0][0]):
+        kinds = ", ".join(f"{key[7:]} {n}" for key, n in sorted(row.sent.items()) if key.startswith("wasted_"))
+        table.add_row(
+            name,
+            who,
+            str(row.calls),
+            f"{row.share:.1f} %",
+            *(f"{percentile(row.ms, share) / 1000:.2f}" for share in (0.5, 0.95)),
+            str(row.sent["calls"]),
+            f"{row.sent['wasted']} ({kinds})" if kinds else "0",
+            str(row.sent["left"]),
+        )
+    return table
+
+
+def costs(bench: Bench) -> list[Bar]:
+    """Memory, processor time, and what many streams at once are slowed by."""
+    sizes = bench.sizes
+    port = bench.servers["steady"]
+    ours = bench.run(OURS, "costs", port=port, at_once=AT_ONCE, waves=sizes.waves, calls=sizes.calls)
+    theirs = bench.run(LITELLM, "costs", port=port, at_once=AT_ONCE // 4, waves=1, calls=sizes.calls // 10)
+    return [
+        Bar("processor time that the router adds to a call", ours["cpu_us"], "us", 1000),
+        Bar("processor time of a call that LiteLLM answers itself", theirs["cpu_us"], "us"),
+        Bar(f"{AT_ONCE} streams of 500 ms, p95", ours["through_p95_ms"], "ms"),
+        Bar(f"{AT_ONCE} streams, p95 that the router adds", ours["through_p95_ms"] - ours["direct_p95_ms"], "ms", 5.0),
+        Bar(f"{AT_ONCE // 4} streams of 500 ms, p95, LiteLLM", theirs["through_p95_ms"], "ms"),
+        Bar("import and one idle client", ours["rss_mb"], "MB", 60),
+        Bar("import and one idle client, LiteLLM", theirs["rss_mb"], "MB"),
+    ]
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Nearest rank; 0 of nothing."""
+    ordered = sorted(values) or [0.0]
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def table_of(bars: list[Bar], scale: float) -> Table:
+    """The figures beside their bars."""
+    speed = "" if scale == 1 else f", every time x {scale:g}"
+    table = Table(title=f"llm, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}{speed}")
+    for heading in ("measure", "figure", "bar", ""):
+        table.add_column(heading, justify="right" if heading in ("figure", "bar") else "left")
+    for bar in bars:
+        limit = "" if bar.limit is None else f"{'>=' if bar.least else '<='} {bar.limit:g} {bar.unit}"
+        verdict = "" if bar.limit is None else ("met" if bar.met else "MISSED")
+        table.add_row(bar.name, f"{bar.value:,.2f} {bar.unit}", limit, verdict)
+    return table
+
+
+def prepare_peers(console: Console) -> None:
+    """Its environment, from the pinned list, unless it is there already."""
+    stamp = PEERS / "installed"
+    if stamp.exists() and stamp.read_text() == REQUIREMENTS.read_text():
+        return
+    console.print("[dim]installing LiteLLM[/dim]")
+    venv.create(PEERS, with_pip=True, clear=True)
+    command = [str(PEERS / "bin" / "pip"), "install", "--quiet", "--no-deps", "-r", str(REQUIREMENTS)]
+    subprocess.run(command, check=True)
+    stamp.write_text(REQUIREMENTS.read_text())
+
+
+@contextmanager
+def servers(scale: float) -> Iterator[dict[str, Any]]:
+    """The fake providers in a process of their own, ended at the end."""
+    command = [sys.executable, "-m", "llms.servers", "--scale", str(scale)]
+    with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    """Measures, prints, and with --check exits 1 when a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="about a minute, every time multiplied by 0.3")
+    parser.add_argument("--rounds", type=int, metavar="N", help="instead of 3, or of 1 with --quick")
+    parser.add_argument("--only", metavar="NAMES", help=f"some of {', '.join(SECTIONS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
+    options = parser.parse_args()
+    sections = options.only.split(",") if options.only else SECTIONS
+    if unknown := set(sections) - set(SECTIONS):
+        parser.error(f"no such section: {', '.join(sorted(unknown))}")
+    sizes = QUICK if options.quick else FULL
+    sizes = replace(sizes, rounds=options.rounds or sizes.rounds)
+    console = Console(highlight=False)
+    prepare_peers(console)
+    work = {"faults": faults, "costs": costs}
+    with servers(sizes.scale) as running:
+        bench = Bench(running, sizes, console)
+        bars = [bar for section in sections for bar in work[section](bench)]
+    console.print(table_of(bars, sizes.scale))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(bar) | {"met": bar.met} for bar in bars], indent=2) + "\n")
+    if options.check and not all(bar.met for bar in bars):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

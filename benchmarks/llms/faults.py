@@ -1,0 +1,95 @@
+"""The six bad days of the two providers, the same for everybody. Times in seconds at scale 1; knows nothing of ours."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+SLO_S = 15.0
+OLLAMA_SLOTS = 4
+NEVER = math.inf
+
+Kind = Literal["answer", "hang", "fail", "cut", "limited"]
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one call: it ends after `seconds`, so; `retry_s` is the delay that a 429 names."""
+
+    kind: Kind
+    seconds: float
+    retry_s: float = 0.0
+
+
+Behaviour = Callable[[float], Fate]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`ollama` None is a port where nobody listens. `order` is what the application wants to ask first."""
+
+    order: tuple[str, str]
+    ollama: Behaviour | None
+    gemini: Behaviour
+
+
+def lognormal(rng: random.Random, median_s: float, p95_s: float) -> Behaviour:
+    """A server that works."""
+    spread = math.log(p95_s / median_s) / 1.645
+    return lambda _: Fate("answer", median_s * math.exp(rng.gauss(0, spread)))
+
+
+def hanging(_now: float) -> Fate:
+    return Fate("hang", NEVER)
+
+
+def limited(per_window: int, window_s: float, fine: Behaviour) -> Behaviour:
+    """A quota a window; beyond it 429, with RetryInfo until the next window but at most 5 s."""
+    used: Counter[int] = Counter()
+
+    def behave(now: float) -> Fate:
+        window = int(now // window_s)
+        if used[window] >= per_window:
+            return Fate("limited", 0.02, retry_s=min(5.0, window_s * (window + 1) - now))
+        used[window] += 1
+        return fine(now)
+
+    return behave
+
+
+def bursts(every_s: float, for_s: float, fine: Behaviour) -> Behaviour:
+    """503 for the first `for_s` of each `every_s`."""
+    return lambda now: Fate("fail", 0.05) if now % every_s < for_s else fine(now)
+
+
+def flaky(rng: random.Random, share: float, fine: Behaviour) -> Behaviour:
+    """A third of `share` hangs, a third fails at once, a third breaks off in the middle."""
+
+    def behave(now: float) -> Fate:
+        draw = rng.random() / share
+        if draw >= 1:
+            return fine(now)
+        if draw < 1 / 3:
+            return Fate("hang", NEVER)
+        return Fate("fail", 0.1) if draw < 2 / 3 else Fate("cut", fine(now).seconds / 2)
+
+    return behave
+
+
+def scenarios(seed: int) -> dict[str, Scenario]:
+    """Fresh ones, with dice of their own."""
+    rng = random.Random(seed)
+    local, cloud = ("ollama", "gemini"), ("gemini", "ollama")
+    well, fast = lognormal(rng, 2, 4), lognormal(rng, 1, 2)
+    return {
+        "Ollama dead": Scenario(local, None, fast),
+        "Ollama hanging": Scenario(local, hanging, fast),
+        "Ollama slow (p95 20 s)": Scenario(local, lognormal(rng, 6, 20), fast),
+        "Gemini 429, RetryInfo 5 s": Scenario(cloud, well, limited(10, 10, fast)),
+        "Gemini 503 bursts": Scenario(cloud, well, bursts(10, 4, fast)),
+        "both flaky": Scenario(local, flaky(rng, 0.3, well), flaky(rng, 0.3, fast)),
+    }

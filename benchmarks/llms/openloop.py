@@ -1,0 +1,67 @@
+"""Calls that arrive whether or not earlier ones are answered, the same for everybody. Knows nothing of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from llms.faults import SLO_S
+
+Ask = Callable[[float, float], Awaitable[str]]
+
+
+async def drive(
+    asks: dict[str, Ask], *, scale: float, rate: float, seconds: float, seed: int
+) -> dict[str, dict[str, Any]]:
+    """`asks[scenario](deadline, slo_s)` gives the answer's text or raises. All scenarios at once, each with `rate`
+    calls a second for `seconds`.
+
+    By scenario: calls, in_time, and the milliseconds that each good one took.
+    """
+    names = list(asks)
+    results = await asyncio.gather(*(_drive(name, asks[name], scale, rate, seconds, seed) for name in names))
+    return dict(zip(names, results, strict=True))
+
+
+async def _drive(name: str, ask: Ask, scale: float, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+    rng = random.Random(zlib.crc32(name.encode()) + seed)
+    slo_s = SLO_S * scale
+    arrivals = [rng.expovariate(rate)]
+    while arrivals[-1] < seconds:
+        arrivals.append(arrivals[-1] + rng.expovariate(rate))
+    begun = time.monotonic()
+    good: list[float] = []
+
+    async def one(due: float) -> None:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        try:
+            async with asyncio.timeout(max(0.0, due + slo_s - time.monotonic())):
+                answered = await ask(due + slo_s, slo_s) == "ok"
+        except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+            answered = False
+        took = time.monotonic() - due
+        if answered and took <= slo_s:
+            good.append(1000 * took)
+
+    await asyncio.gather(*(one(begun + arrival) for arrival in arrivals))
+    return {"calls": len(arrivals), "in_time": len(good), "ms": sorted(good)}
+
+
+async def steadily(call: Callable[[], Awaitable[None]], at_once: int, each: int) -> list[float]:
+    """Milliseconds of each call, with `at_once` of them under way at any time, begun at different moments."""
+    rng = random.Random(at_once)
+    taken: list[float] = []
+
+    async def one(delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        for _ in range(each):
+            started = time.perf_counter()
+            await call()
+            taken.append(1000 * (time.perf_counter() - started))
+
+    await asyncio.gather(*(one(rng.uniform(0, 0.5)) for _ in range(at_once)))
+    return taken

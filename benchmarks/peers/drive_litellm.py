@@ -1,0 +1,155 @@
+"""LiteLLM's Router at the work of benchmarks/llm_peers.py: `python -m peers.drive_litellm WHAT JSON`. Prints JSON.
+
+Set up as its reliability pages advise: one model group a provider, each with the other as fallback, a time limit that
+leaves the fallback its chance, the rest by default; `tuned` counts failures of a lone deployment too, which is not its
+default, and retries once instead of twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import resource
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from llms.faults import OLLAMA_SLOTS, SLO_S, scenarios
+from llms.openloop import Ask, drive, steadily
+
+_FIRST_SHARE = 0.47
+
+
+def router_of(ports: dict[str, int], scale: float, *, tuned: bool = False) -> Any:
+    """One Router for one scenario."""
+    from litellm import Router  # noqa: PLC0415 - its import is one of the figures
+
+    limit_s = SLO_S * scale * _FIRST_SHARE
+    ollama = {
+        "model": "ollama_chat/llama3.2:3b",
+        "api_base": f"http://127.0.0.1:{ports['ollama']}",
+        "timeout": limit_s,
+        "max_parallel_requests": OLLAMA_SLOTS,
+    }
+    gemini = {
+        "model": "gemini/gemini-2.5-flash",
+        "api_base": f"http://127.0.0.1:{ports['gemini']}",
+        "api_key": "k",
+        "timeout": limit_s,
+    }
+    return Router(
+        model_list=[
+            {"model_name": "ollama", "litellm_params": ollama},
+            {"model_name": "gemini", "litellm_params": gemini},
+        ],
+        fallbacks=[{"ollama": ["gemini"]}, {"gemini": ["ollama"]}],
+        cooldown_time=5 * scale,
+        **({"num_retries": 1, "allowed_fails": 3} if tuned else {}),
+    )
+
+
+async def faults(
+    ports: dict[str, dict[str, int]],
+    steady: int,
+    scale: float,
+    rate: float,
+    seconds: float,
+    seed: int,
+    tuned: bool = False,
+) -> dict[str, Any]:
+    """Every scenario at once, each with a Router of its own."""
+    # Much of it is imported at the first call.
+    await steadily(_asking(router_of({"ollama": 9, "gemini": steady}, 1.0)), 3, 2)
+    routers = {name: router_of(ports[name], scale, tuned=tuned) for name in ports}
+
+    def ask_of(name: str) -> Ask:
+        first = scenarios(0)[name].order[0]
+
+        async def ask(deadline: float, _slo_s: float) -> str:
+            messages = [{"role": "user", "content": f"deadline={deadline:.3f}"}]
+            answer = await routers[name].acompletion(model=first, messages=messages, max_tokens=1024)
+            return str(answer.choices[0].message.content)
+
+        return ask
+
+    return await drive({name: ask_of(name) for name in ports}, scale=scale, rate=rate, seconds=seconds, seed=seed)
+
+
+def _asking(router: Any) -> Callable[[], Awaitable[None]]:
+    async def ask() -> None:
+        with contextlib.suppress(Exception):
+            await router.acompletion(model="ollama", messages=[{"role": "user", "content": "deadline=0"}])
+
+    return ask
+
+
+async def cpu(calls: int) -> float:
+    """Microseconds of processor time of one call that it answers itself."""
+    router = router_of({"ollama": 9, "gemini": 9}, 1.0)
+    messages = [{"role": "user", "content": "deadline=0"}]
+
+    async def through(number: int) -> None:
+        for _ in range(number):
+            await router.acompletion(model="gemini", messages=messages, mock_response="ok")
+
+    await through(20)
+    before = _cpu_s()
+    await asyncio.gather(*(through(calls // 20) for _ in range(20)))
+    return 1e6 * (_cpu_s() - before) / calls
+
+
+async def streams(port: int, at_once: int, waves: int) -> dict[str, float]:
+    """Milliseconds: the p95 of streams of half a second, `at_once` of them at any time."""
+    router = router_of({"ollama": 9, "gemini": port}, 1.0)
+    messages = [{"role": "user", "content": "deadline=0"}]
+
+    async def through() -> None:
+        async for _ in await router.acompletion(model="gemini", messages=messages, stream=True):
+            pass
+
+    await steadily(through, at_once, 1)
+    taken = await steadily(through, at_once, 3 * waves)
+    return {"through_p95_ms": sorted(taken)[int(0.95 * len(taken))]}
+
+
+def memory_mb() -> float:
+    """Of this process."""
+    status = open("/proc/self/status").read()  # noqa: PTH123, SIM115 - pathlib would be measured too
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+async def costs(port: int, at_once: int, waves: int, calls: int) -> dict[str, Any]:
+    """Memory with one idle client, then processor time, then streams."""
+    idle = router_of({"ollama": 9, "gemini": 9}, 1.0)
+    rss_mb = memory_mb()
+    del idle
+    spent = [await cpu(calls) for _ in range(3)]
+    return {"rss_mb": rss_mb, "cpu_us": sorted(spent)[1], **await streams(port, at_once, waves)}
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    """Runs one measurement and prints its figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["faults", "costs"])
+    parser.add_argument("how", type=json.loads)
+    options = parser.parse_args()
+    # It would ask a server for prices, and write to the terminal at every failure.
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    logging.disable(logging.CRITICAL)
+    work: dict[str, Any] = {"faults": faults, "costs": costs}
+    found = asyncio.run(work[options.what](**options.how))
+    print(json.dumps(found), flush=True)
+    # Its threads and loggers may take their time.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
