@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 from pydantic import SecretStr
 
+from aiworker.cli.serve import leave_imports_alone
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.llm.gemini import GeminiModel
@@ -140,6 +141,8 @@ def main() -> None:
     parser.add_argument("what", choices=["faults", "costs"])
     parser.add_argument("how", type=json.loads)
     options = parser.parse_args()
+    # As the worker does.
+    leave_imports_alone()
     work: dict[str, Any] = {"faults": faults, "costs": costs}
     print(json.dumps(uvloop.run(work[options.what](**options.how))))
 
