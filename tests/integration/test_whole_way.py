@@ -121,6 +121,7 @@ async def system(
         variables = {
             "DATABASE_URL": database,
             "YOLO_MODEL": str(yolo_weights),
+            "INFERENCE_PROCESSES": "1",
             "GEMINI_API_KEY": gemini.key,
             "GEMINI_URL": gemini.url,
             "OLLAMA_URL": ollama.url,
