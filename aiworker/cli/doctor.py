@@ -12,14 +12,17 @@ from enum import StrEnum
 
 import asyncpg
 
+from aiworker.analyses.registry import ANALYSES
 from aiworker.cli.embedded_postgres import EmbeddedPostgres
 from aiworker.cli.keys import is_loopback
 from aiworker.cli.placement import placement_for
 from aiworker.cli.stack import STATE_DIR
+from aiworker.cli.wiring import local_only_types
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import ConfigurationError, WorkerError
 from aiworker.inference.weights import resolve_weights
 from aiworker.llm.gemini import GeminiModel
+from aiworker.llm.local_only import ALL
 from aiworker.llm.ollama import OllamaModel
 from aiworker.queue.connect import Connector, Pooler
 from aiworker.queue.migrate import pending
@@ -63,8 +66,9 @@ async def examine(settings: Settings) -> list[Finding]:
         _check_engine,
         _check_gpu,
         _check_memory,
-        _check_ollama,
+        check_ollama,
         _check_gemini,
+        check_personal_data,
         _check_secrets,
     ]
     found = await asyncio.gather(*(check(settings) for check in checks))
@@ -199,7 +203,8 @@ async def _check_memory(settings: Settings) -> list[Finding]:
     return [Finding("memory", Verdict.OK, found)]
 
 
-async def _check_ollama(settings: Settings) -> list[Finding]:
+async def check_ollama(settings: Settings) -> list[Finding]:
+    """Whether it answers, and whether its models are there and fit what they are used as."""
     if not settings.ollama_url:
         return [Finding("ollama", Verdict.OK, "OLLAMA_URL is not set: it is not asked")]
     model = OllamaModel(
@@ -212,13 +217,21 @@ async def _check_ollama(settings: Settings) -> list[Finding]:
     if not seen["reachable"]:
         do = "start Ollama, or check OLLAMA_URL from this machine"
         return [Finding("ollama", Verdict.WARN, f"no answer ({seen['error']})", do)]
-    return [Finding("ollama", Verdict.OK, f"version {seen['version']}"), *map(_ollama_model, seen["models"].items())]
+    return [
+        Finding("ollama", Verdict.OK, f"version {seen['version']}"),
+        *[_ollama_model(name, state, settings) for name, state in seen["models"].items()],
+    ]
 
 
-def _ollama_model(item: tuple[str, dict[str, bool | None]]) -> Finding:
-    name, state = item
+def _ollama_model(name: str, state: dict[str, bool | None], settings: Settings) -> Finding:
     if not state["present"]:
         return Finding("ollama", Verdict.WARN, f"{name} is not there", f"run `aiworker models pull {name}`")
+    if name == settings.ollama_vision_model and state["vision"] is False:
+        do = "set OLLAMA_VISION_MODEL to a model that `aiworker models show` says reads pictures, or leave it out"
+        return Finding("ollama", Verdict.WARN, f"{name} is OLLAMA_VISION_MODEL, but text only", do)
+    if state["remote"] and settings.local_only:
+        do = "choose a model that runs on your own server"
+        return Finding("ollama", Verdict.WARN, f"{name} runs in Ollama's cloud, which LOCAL_ONLY forbids", do)
     vision = {True: "sees images", False: "text only", None: "vision unknown"}[state["vision"]]
     return Finding("ollama", Verdict.OK, f"{name}: {vision}")
 
@@ -235,6 +248,23 @@ async def _check_gemini(settings: Settings) -> list[Finding]:
         do = "check GEMINI_API_KEY and GEMINI_MODEL, and that this machine reaches the API"
         return [Finding("gemini", Verdict.WARN, f"{settings.gemini_model}: {seen['error']} {seen['note'] or ''}", do)]
     return [Finding("gemini", Verdict.OK, f"the key works, {settings.gemini_model} is there")]
+
+
+async def check_personal_data(settings: Settings) -> list[Finding]:
+    """Which kinds of analysis are sent to Gemini, and whether those that are not can be answered."""
+    try:
+        kept = local_only_types(settings)
+    except ConfigurationError as error:
+        return [Finding("personal data", Verdict.FAIL, "LOCAL_ONLY is wrong", error.note)]
+    if settings.gemini_api_key is None:
+        return [Finding("personal data", Verdict.OK, "nothing is sent to Gemini")]
+    here = sorted(ANALYSES if ALL in kept else kept)
+    sent = ", ".join(name for name in ANALYSES if name not in here) or "nothing"
+    found = f"sent to Gemini: {sent}; kept here: {', '.join(here) or 'nothing'}"
+    if here and not settings.ollama_url:
+        do = "set OLLAMA_URL, or what is kept here is answered by rule or not at all"
+        return [Finding("personal data", Verdict.WARN, found, do)]
+    return [Finding("personal data", Verdict.OK, found)]
 
 
 async def _check_secrets(settings: Settings) -> list[Finding]:

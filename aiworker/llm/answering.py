@@ -47,6 +47,8 @@ def _checked(request: PromptRequest, said: Said) -> Completion:
     text = answer_text(completion.text)
     if quotes(request.system, text):
         raise _Leak
+    if quotes(request.system, " ".join(_texts([dict(call.arguments) for call in said.calls]))):
+        raise _Leak
     if said.calls:
         calls = parse_calls(request.tools, said.calls)
         return dataclasses.replace(completion, text=text, tool_calls=calls, finish="tool")

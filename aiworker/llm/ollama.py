@@ -27,6 +27,7 @@ from aiworker.llm.tracing import traced
 from aiworker.telemetry.traces import Traces
 
 _SHOWN_TTL_S = 300.0
+_SHOW_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class OllamaModel:
         return await ask_checked(told, request, deadline)
 
     async def probe(self, deadline: Deadline) -> dict[str, Any]:
-        """What is there: `reachable, version, models: {name: {present, vision}}, error` (a code or None), `note`."""
+        """What is there: `reachable, version, models: {name: {present, vision, remote}}, error, note`."""
         try:
             version = await self._http.json("GET", "/api/version", None, deadline)
             models = {name: await self._presence(name, deadline) for name in self._models()}
@@ -133,13 +134,14 @@ class OllamaModel:
         try:
             shown = await self._show(model, deadline)
         except ModelNotFound:
-            return {"present": False, "vision": None}
-        return {"present": True, "vision": None if shown.capabilities is None else shown.says("vision")}
+            return {"present": False, "vision": None, "remote": None}
+        vision = None if shown.capabilities is None else shown.says("vision")
+        return {"present": True, "vision": vision, "remote": shown.remote}
 
     async def _show(self, model: str, deadline: Deadline) -> Shown:
         known = self._shown.get(model)
         if known and known[0] > time.monotonic():
             return known[1]
-        shown = shown_of(await self._http.json("POST", "/api/show", {"model": model}, deadline))
+        shown = shown_of(await self._http.json("POST", "/api/show", {"model": model}, deadline.within(_SHOW_S)))
         self._shown[model] = (time.monotonic() + _SHOWN_TTL_S, shown)
         return shown

@@ -37,6 +37,8 @@ _KEYWORDS: dict[Dialect, frozenset[str]] = {
     "gemini": _COMMON | {"format", "minimum", "maximum"},
     "ollama": _COMMON | {"minimum", "maximum"},
 }
+# Of a string; Gemini refuses others.
+_FORMATS = frozenset({"date-time", "date", "time"})
 _SCHEMA_LISTS = frozenset({"anyOf", "prefixItems"})
 _SCHEMAS = frozenset({"items", "additionalProperties"})
 _RENAMED = {"oneOf": "anyOf", "exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
@@ -97,6 +99,8 @@ def _translated(schema: Schema, defs: Schema, dialect: Dialect, inside: tuple[st
     out: Schema = {"enum": [schema["const"]]} if "const" in schema else {}
     for key, value in schema.items():
         keyword = _RENAMED.get(key, key)
+        if keyword == "format" and value not in _FORMATS:
+            continue
         if keyword in _KEYWORDS[dialect]:
             out[keyword] = _translated_value(keyword, value, defs, dialect, inside)
     return out

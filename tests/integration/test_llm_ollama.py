@@ -280,12 +280,15 @@ async def test_probe_says_what_is_there(server: FakeOllama, model: OllamaModel) 
     assert await model.probe(soon()) == {
         "reachable": True,
         "version": "0.13.5",
-        "models": {TEXT: {"present": True, "vision": False}, VISION: {"present": True, "vision": True}},
+        "models": {
+            TEXT: {"present": True, "vision": False, "remote": False},
+            VISION: {"present": True, "vision": True, "remote": False},
+        },
         "error": None,
         "note": "",
     }
     del server.models[VISION]
-    assert (await model.probe(soon()))["models"][VISION] == {"present": False, "vision": None}
+    assert (await model.probe(soon()))["models"][VISION] == {"present": False, "vision": None, "remote": None}
     await server.stop()
     assert await model.probe(soon()) == {
         "reachable": False,

@@ -11,6 +11,7 @@ import pytest
 from fakes.ollama_server import FakeOllama
 from rich.console import Console, RenderableType
 
+from aiworker.cli.doctor import Verdict, check_ollama, check_personal_data
 from aiworker.cli.models import details, ollama_table, pull
 from aiworker.domain.errors import ConfigurationError, ModelNotFound, ProviderUnavailable, WeightsUnavailable
 from aiworker.settings import Settings, load_settings
@@ -87,3 +88,29 @@ def test_show_of_weights(tmp_path: Path, yolo_weights: Path) -> None:
     assert "6.5 MB" in shown
     with pytest.raises(WeightsUnavailable):
         details(load_settings(models_dir=tmp_path), "yolov8s")
+
+
+async def test_doctor_says_which_models_do_not_fit(server: FakeOllama) -> None:
+    server.models["qwen2.5vl:3b"] = ("completion",)
+    server.remote.add("llama3.2:3b")
+    _, text, vision = await check_ollama(settings_for(server.url, local_only="sofia_text"))
+    assert (text.verdict, vision.verdict) == (Verdict.WARN, Verdict.WARN)
+    assert "cloud" in text.found
+    assert "text only" in vision.found
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "words"),
+    [
+        ({"gemini_api_key": None}, Verdict.OK, "nothing is sent"),
+        ({}, Verdict.OK, "sent to Gemini: sofia_image, sofia_text, unified_assistant; kept here: nothing"),
+        ({"local_only": "sofia_text", "ollama_url": "http://o"}, Verdict.OK, "kept here: sofia_text"),
+        ({"local_only": "all"}, Verdict.WARN, "sent to Gemini: nothing"),
+        ({"local_only": "sofia"}, Verdict.FAIL, "LOCAL_ONLY is wrong"),
+    ],
+)
+async def test_doctor_on_personal_data(changes: dict[str, object], verdict: Verdict, words: str) -> None:
+    settings = load_settings(**{"gemini_api_key": "k", "ollama_url": None, **changes})
+    (finding,) = await check_personal_data(settings)
+    assert finding.verdict is verdict
+    assert words in finding.found

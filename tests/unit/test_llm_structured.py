@@ -3,8 +3,9 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Literal
+from uuid import UUID
 
 import pytest
 from fakes.json_instance import instance_of
@@ -95,6 +96,12 @@ def test_schema_keeps_what_the_model_needs_and_nothing_else(dialect: Any) -> Non
 def test_dialects_differ_in_format() -> None:
     assert "format" in keywords(schema_of(Meal, "gemini"))
     assert "format" not in keywords(schema_of(Meal, "ollama"))
+
+
+def test_gemini_is_told_only_the_formats_that_it_knows() -> None:
+    model = create_model("Formats", when=(datetime, ...), day=(date, ...), who=(UUID, ...), name=(str, ...))
+    formats = {name: field.get("format") for name, field in schema_of(model, "gemini")["properties"].items()}
+    assert formats == {"when": "date-time", "day": "date", "who": None, "name": None}
 
 
 def test_recursive_model_is_refused() -> None:
