@@ -99,10 +99,13 @@ class Driver:
 
     # What the caretaker asks for.
 
-    def drain(self, lane: Lane) -> None:
-        """The lane retires as soon as it has finished what it has in hand."""
+    def drain(self, lane: Lane) -> bool:
+        """The lane retires as soon as it has finished what it has in hand. False when it does not serve now."""
+        if self.scheduler.load(lane.index) is None:
+            return False
         self.scheduler.drain(lane.index)
         self._step()
+        return True
 
     def test_eyes(self, lane: Lane) -> None:
         """Runs the canary on it as soon as it has nothing else in hand."""

@@ -27,6 +27,7 @@ class Fleet:
         self._numbers = itertools.count()
         self._lanes: dict[int, Lane] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._leaving: set[int] = set()
         self._spares: dict[int, tuple[Lane, asyncio.Future[None]]] = {}
 
     @property
@@ -69,10 +70,9 @@ class Fleet:
         self._driver.lane_ready(lane)
         if (waiting := self._spares.pop(lane.index, None)) is not None:
             old, done = waiting
-            if old.pid is None:
+            self._leaving.add(old.index)
+            if not self._driver.drain(old):
                 self._drop(old)
-            else:
-                self._driver.drain(old)
             if not done.done():
                 done.set_result(None)
         self._on_change()
@@ -82,6 +82,8 @@ class Fleet:
 
     def lane_lost(self, lane: Lane) -> None:
         self._driver.lane_lost(lane)
+        if lane.index in self._leaving:
+            self._drop(lane)
         if lane.state is LaneState.FAILED and (waiting := self._spares.pop(lane.index, None)) is not None:
             if not waiting[1].done():
                 waiting[1].set_exception(InferenceUnavailable(lane.last_error or "the spare did not start"))
@@ -100,5 +102,6 @@ class Fleet:
         else:
             del self._lanes[lane.index]
             del self._tasks[lane.index]
+            self._leaving.discard(lane.index)
         self._driver.lane_lost(lane)
         self._on_change()

@@ -118,6 +118,11 @@ class InferencePool:
         return self._driver.scheduler.waiting
 
     @property
+    def memory_mb(self) -> float:
+        """What all children use, in MiB."""
+        return sum(lane.rss_mb for lane in self._fleet.lanes)
+
+    @property
     def admitting(self) -> bool:
         """False while new requests wait outside, because memory is short."""
         return not self._caretaker.paused

@@ -23,12 +23,14 @@ from aiworker.domain.errors import (
     DeadlineExceeded,
     ImageKillsChild,
     ImageUnreadable,
+    InferenceOutOfMemory,
     InferenceUnavailable,
 )
 from aiworker.inference.care import Care, CareRules
 from aiworker.inference.lane import LanePolicy
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, PoolRules
+from aiworker.inference.shelf import ModelShelf
 from aiworker.inference.supervision import RestartPolicy
 from aiworker.inference.watch import Patience
 from aiworker.telemetry.metrics import Metrics
@@ -286,6 +288,44 @@ async def test_weights_are_reloaded_under_load_without_losing_a_request() -> Non
             await asyncio.wait_for(pool.reload("broken.pt"), _LONG)
         assert _pids(pool) == pids, "the old children serve on"
         assert (await _detect(pool)).model == "new"
+    finally:
+        await pool.stop()
+
+
+async def test_models_share_memory_and_the_one_unused_longest_makes_room() -> None:
+    shelf = ModelShelf(lambda name: InferencePool([_model(name)], PoolRules(lane=_QUICK)), cap_mb=1000, expected_mb=450)
+    try:
+        for model in ("first.pt", "second.pt", "first.pt", "third.pt"):
+            answer = await shelf.detect(model, picture(), Deadline.after(_LONG))
+            assert answer.items[0].class_name == model.removesuffix(".pt")
+        assert {each.name for each in shelf.loaded} == {"first.pt", "third.pt"}
+        slow = [
+            asyncio.create_task(shelf.detect(f"{name}.pt", picture(SLOW), Deadline.after(_LONG)))
+            for name in ("first", "third")
+        ]
+        await _until(lambda: all(each.busy for each in shelf.loaded))
+        with pytest.raises(DeadlineExceeded, match="no memory"):
+            await shelf.detect("fourth.pt", picture(), Deadline.after(0.01))
+        assert len(await asyncio.gather(*slow)) == 2
+        shelf._sizes["huge.pt"] = 2000.0
+        with pytest.raises(InferenceOutOfMemory):
+            await shelf.detect("huge.pt", picture(), Deadline.after(_LONG))
+    finally:
+        await shelf.stop()
+
+
+async def test_a_crash_loop_is_shown_as_such_and_ends_when_its_cause_does(tmp_path: Path) -> None:
+    pool = InferencePool([_model("broken.pt")], PoolRules(lane=_QUICK))
+    await pool.start()
+    try:
+        with pytest.raises(InferenceUnavailable):
+            await asyncio.wait_for(pool.wait_ready(), _LONG)
+        (entry,) = pool.snapshot()
+        assert (entry["state"], entry["last_error"]) == ("failed", "ValueError: these weights are not weights")
+        assert int(entry["restarts"] or 0) >= 4
+        await asyncio.wait_for(pool.reload("good.pt"), _LONG)
+        assert (await _detect(pool)).model == "good"
+        await _until(lambda: [entry["state"] for entry in pool.snapshot()] == ["ready"])
     finally:
         await pool.stop()
 
