@@ -98,7 +98,7 @@ class MediaUnavailable(WorkerError):
 
 
 class ProviderError(WorkerError):
-    """`provider` is "ollama" or "gemini"."""
+    """`provider` is "ollama" or "gemini". `cost_usd` is what the calls that ended so have cost all the same."""
 
     code = "provider_error"
     retryable = True
@@ -113,6 +113,7 @@ class ProviderError(WorkerError):
     ) -> None:
         super().__init__(note, retry_after=retry_after, **details)
         self.provider = provider
+        self.cost_usd = 0.0
 
 
 class ProviderUnavailable(ProviderError):

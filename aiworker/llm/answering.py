@@ -9,7 +9,7 @@ from typing import Any
 
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
-from aiworker.domain.errors import AnswerEmpty, AnswerInvalid, AnswerLeaks, AnswerTruncated
+from aiworker.domain.errors import AnswerEmpty, AnswerInvalid, AnswerLeaks, AnswerTruncated, ProviderError
 from aiworker.llm.leaks import quotes
 from aiworker.llm.structured import AnswerMistake, Said, answer_text, parse_answer, parse_calls, repair_request
 
@@ -35,11 +35,20 @@ async def ask_checked(ask: Ask, request: PromptRequest, deadline: Deadline) -> C
     except AnswerMistake as mistake:
         if deadline.remaining() < time.monotonic() - started:
             raise _given_up(mistake, first.completion, "no time is left to repair the answer") from None
-        again = await ask(repair_request(request, first, mistake), deadline)
+        again = await _ask_again(ask, repair_request(request, first, mistake), deadline, first.completion)
     try:
-        return _checked(request, again._replace(completion=_sum(first.completion, again.completion)))
+        return _checked(request, again)
     except AnswerMistake as mistake:
         raise _given_up(mistake, again.completion, "the repaired answer does not fit either") from None
+
+
+async def _ask_again(ask: Ask, request: PromptRequest, deadline: Deadline, first: Completion) -> Said:
+    try:
+        again = await ask(request, deadline)
+    except ProviderError as error:
+        error.cost_usd += first.cost_usd
+        raise
+    return again._replace(completion=_sum(first, again.completion))
 
 
 def _checked(request: PromptRequest, said: Said) -> Completion:
@@ -54,13 +63,14 @@ def _checked(request: PromptRequest, said: Said) -> Completion:
         return dataclasses.replace(completion, text=text, tool_calls=calls, finish="tool")
     if request.answer is None:
         if not text:
-            raise AnswerEmpty("the answer is empty", provider=completion.provider)
+            raise _paid(AnswerEmpty("the answer is empty", provider=completion.provider), completion)
         return dataclasses.replace(completion, text=text)
     try:
         value = parse_answer(request.answer, completion.text)
     except AnswerMistake:
         if completion.finish == "length":
-            raise AnswerTruncated("the token limit cut the JSON", provider=completion.provider) from None
+            cut = AnswerTruncated("the token limit cut the JSON", provider=completion.provider)
+            raise _paid(cut, completion) from None
         raise
     if quotes(request.system, " ".join(_texts(value.model_dump(mode="json")))):
         raise _Leak
@@ -81,7 +91,12 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _given_up(mistake: AnswerMistake, completion: Completion, note: str) -> AnswerInvalid:
     kind = AnswerLeaks if isinstance(mistake, _Leak) else AnswerInvalid
-    return kind(note, provider=completion.provider, problems=len(mistake.problems))
+    return _paid(kind(note, provider=completion.provider, problems=len(mistake.problems)), completion)
+
+
+def _paid(error: AnswerInvalid, completion: Completion) -> AnswerInvalid:
+    error.cost_usd = completion.cost_usd
+    return error
 
 
 def _sum(first: Completion, again: Completion) -> Completion:

@@ -86,7 +86,10 @@ class GeminiModel:
 
     async def _ask(self, request: PromptRequest, deadline: Deadline) -> Said:
         answer = GenerateStream(self.model, self._price)
-        await self._http.post_lines(
-            f"{self._path}:streamGenerateContent?alt=sse", generate_body(request, self.model), deadline, answer.feed
-        )
-        return answer.said()
+        path = f"{self._path}:streamGenerateContent?alt=sse"
+        try:
+            await self._http.post_lines(path, generate_body(request, self.model), deadline, answer.feed)
+            return answer.said()
+        except ProviderError as error:
+            error.cost_usd = answer.cost_usd
+            raise

@@ -134,8 +134,7 @@ class GenerateStream:
         """Raises PromptBlocked, AnswerBlocked, AnswerInvalid, and StreamBroken where the stream ended early."""
         finish = self._checked_finish()
         ended = time.perf_counter()
-        prompt_tokens = self._tokens("promptTokenCount")
-        answer_tokens = self._tokens("candidatesTokenCount") + self._tokens("thoughtsTokenCount")
+        prompt_tokens, answer_tokens = self._tokens()
         completion = Completion(
             text="".join(self._pieces),
             provider=NAME,
@@ -145,9 +144,14 @@ class GenerateStream:
             answer_tokens=answer_tokens,
             prompt_ms=1000 * (self._first - self._started),
             answer_ms=1000 * (ended - self._first),
-            cost_usd=self._price.of(prompt_tokens, answer_tokens),
+            cost_usd=self.cost_usd,
         )
         return Said(completion, tuple(self._calls))
+
+    @property
+    def cost_usd(self) -> float:
+        """What it has cost so far: each event counts the tokens up to itself."""
+        return self._price.of(*self._tokens())
 
     def _checked_finish(self) -> FinishReason:
         if self._blocked:
@@ -162,7 +166,11 @@ class GenerateStream:
             raise AnswerEmpty("the answer has no candidates", provider=NAME)
         raise StreamBroken("the stream ended early", provider=NAME, phase="total")
 
-    def _tokens(self, key: str) -> int:
+    def _tokens(self) -> tuple[int, int]:
+        """Of prompt and answer, thinking included."""
+        return self._count("promptTokenCount"), self._count("candidatesTokenCount") + self._count("thoughtsTokenCount")
+
+    def _count(self, key: str) -> int:
         value = self._usage.get(key)
         return value if isinstance(value, int) else 0
 

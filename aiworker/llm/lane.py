@@ -126,6 +126,7 @@ class Lane:
 
     def failed(self, moment: Moment, call: Call, error: ProviderError) -> None:
         self.failures += 1
+        self.budget.spend(moment.wall, error.cost_usd)
         evidence = evidence_of(error, moment.wall)
         if evidence.sign is Sign.DOWN:
             self.residence.gone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from aiworker.domain.completion import Completion
+from aiworker.domain.errors import ProviderError
 from aiworker.llm.breaker import State
 from aiworker.llm.lane import Lane, Moment
 from aiworker.telemetry.metrics import Metrics
@@ -29,9 +30,10 @@ class Measures:
         metrics.llm_tokens.labels(name, "answer").inc(completion.answer_tokens)
         metrics.llm_cost.labels(name).inc(completion.cost_usd)
 
-    def failed(self, provider: str, code: str) -> None:
-        self._metrics.llm_calls.labels(provider, code).inc()
-        self.wasted(provider, code)
+    def failed(self, provider: str, error: ProviderError) -> None:
+        self._metrics.llm_calls.labels(provider, error.code).inc()
+        self._metrics.llm_cost.labels(provider).inc(error.cost_usd)
+        self.wasted(provider, error.code)
 
     def wasted(self, provider: str, reason: str) -> None:
         self._metrics.llm_wasted.labels(provider, reason).inc()

@@ -186,7 +186,7 @@ class Pursuit:
             completion = await self._around.providers[lane.name].complete(self._request, self._deadline)
         except ProviderError as error:
             lane.failed(self._around.clock(), call, error)
-            measures.failed(lane.name, error.code)
+            measures.failed(lane.name, error)
             raise
         except BaseException:
             if lane.left(self._around.clock(), call):

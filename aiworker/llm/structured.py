@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -75,8 +76,12 @@ class Said(NamedTuple):
     calls: tuple[RawCall, ...] = ()
 
 
+@lru_cache(maxsize=256)
 def schema_of(model: type[BaseModel], dialect: Dialect) -> Schema:
-    """`model`'s JSON schema in `dialect`, without references. Raises ValueError for a model that contains itself."""
+    """`model`'s JSON schema in `dialect`, without references; to be read only.
+
+    Raises ValueError for a model that contains itself.
+    """
     full = model.model_json_schema(by_alias=True, mode="validation")
     return _translated(full, full.get("$defs", {}), dialect, ())
 

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from fakes.gemini_server import FakeGemini, bad_key_details, error_body, quota_details
@@ -293,3 +293,29 @@ async def test_quoted_instructions_are_an_error_after_one_try(server: FakeGemini
     with pytest.raises(AnswerLeaks) as caught:
         await model.complete(dataclasses.replace(ask(), system=system), soon())
     assert "secretas" not in repr(caught.value) + repr(vars(caught.value))
+
+
+class Cost(NamedTuple):
+    replies: tuple[Reply, ...]
+    error: type[ProviderError]
+    tokens: int
+
+
+COSTS = {
+    "blocked answer": Cost((Reply("x", finish="SAFETY"),), AnswerBlocked, 1),
+    "cut stream": Cost((Reply("a" * 99, cut_after=3),), StreamBroken, 3),
+    "cut JSON": Cost((Reply('{"name": "a', finish="MAX_TOKENS"),), AnswerTruncated, 1),
+    "wrong twice": Cost((Reply("x"), Reply("x")), AnswerInvalid, 2),
+    "failed repair": Cost((Reply("x"), Reply(status=503, body={})), ProviderUnavailable, 1),
+    "refused": Cost((Reply(status=503, body={}),), ProviderUnavailable, 0),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+async def test_what_a_failure_cost_is_known(server: FakeGemini, model: GeminiModel, name: str) -> None:
+    replies, kind, tokens = COSTS[name]
+    server.script(*replies)
+    with pytest.raises(kind) as caught:
+        await model.complete(ask(answer=Answer), soon())
+    paid_calls = sum(reply.status == 200 for reply in replies)
+    assert caught.value.cost_usd == pytest.approx((12 * 0.3 * paid_calls + tokens * 2.5) / 1e6)

@@ -235,3 +235,9 @@ async def test_only_failures_in_a_row_are_a_reason_to_rest(router: ModelRouter, 
     assert router.snapshot()["ollama"]["breaker"] == "closed"
     await router.complete(ask(), soon())
     assert router.snapshot()["ollama"]["breaker"] == "open"
+
+
+async def test_what_failed_has_been_paid_for(router: ModelRouter, gemini: FakeGemini) -> None:
+    gemini.script(Reply("x", finish="SAFETY"))
+    assert (await router.complete(ask("gemini", "ollama"), soon())).provider == "ollama"
+    assert router.snapshot()["gemini"]["spent_today_usd"] > 0
