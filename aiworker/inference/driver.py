@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
@@ -33,7 +34,10 @@ _CANARY = 0
 
 
 class Driver:
-    """`image_size` is what the model takes, for grouping by shape; an empty `canary` means no eye tests."""
+    """`image_size` is what the model takes, for grouping by shape; an empty `canary` means no eye tests.
+
+    `on_proved` is called when a child is ready and, where there are eye tests, has passed one.
+    """
 
     def __init__(self, max_batch: int, image_size: int, canary: bytes, metrics: Metrics) -> None:
         self.scheduler = Scheduler(min(max_batch, MAX_BATCH))
@@ -44,6 +48,7 @@ class Driver:
         self._metrics = metrics
         self._lanes: dict[int, Lane] = {}
         self._seen_at: dict[int, float] = {}
+        self.on_proved: Callable[[Lane], None] = lambda lane: None
         self._kicked = False
         self._wake: asyncio.TimerHandle | None = None
 
@@ -74,7 +79,10 @@ class Driver:
         self._lanes[lane.index] = lane
         self._seen_at[lane.index] = time.monotonic()
         self.scheduler.lane_up(lane.index, lane.ready.engine, lane.ready.pass_size, time.monotonic())
-        self.test_eyes(lane)
+        if self._canary.image:
+            self.test_eyes(lane)
+        else:
+            self.on_proved(lane)
         self._step()
 
     def lane_said(self, lane: Lane, messages: list[FromChild]) -> None:
@@ -109,9 +117,8 @@ class Driver:
 
     def test_eyes(self, lane: Lane) -> None:
         """Runs the canary on it as soon as it has nothing else in hand."""
-        if self._canary.image:
-            self.scheduler.reserve(lane.index)
-            self._send_canary(lane)
+        self.scheduler.reserve(lane.index)
+        self._send_canary(lane)
 
     def seen_s(self, lane: Lane, now: float) -> float:
         """How long ago the child passed an eye test; 0 without one."""
@@ -154,11 +161,13 @@ class Driver:
                 return False
 
     def _detected(self, lane: Lane, result: ItemDetected, now: float) -> bool:
+        if result.item == _CANARY and not self._canary.sees(lane.spec.weights, result.boxes):
+            lane.condemn("blind: it does not find what is on the canary picture")
+            return True
         lane.answered()
         if result.item == _CANARY:
             self._seen_at[lane.index] = now
-            if not self._canary.sees(lane.spec.weights, result.boxes):
-                lane.condemn("blind: it does not find what is on the canary picture")
+            self.on_proved(lane)
         elif lane.ready is not None:
             self.requests.detected(result, lane.ready, lane.model)
         return True

@@ -18,12 +18,16 @@ _log = get_logger(__name__)
 
 
 class Fleet:
-    """Hears what lanes tell and passes it on to the driver. `on_change` is called after every change of a state."""
+    """Hears what lanes tell and passes it on to the driver. `on_change` is called after every change of a state.
+
+    A spare takes over when it is ready and has passed its eye test.
+    """
 
     def __init__(self, driver: Driver, policy: LanePolicy, on_change: Callable[[], None]) -> None:
         self._driver = driver
         self._policy = policy
         self._on_change = on_change
+        driver.on_proved = self._proved
         self._numbers = itertools.count()
         self._lanes: dict[int, Lane] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -68,6 +72,10 @@ class Fleet:
 
     def lane_ready(self, lane: Lane, ready: Ready) -> None:
         self._driver.lane_ready(lane)
+        self._on_change()
+
+    def _proved(self, lane: Lane) -> None:
+        """A spare that can see takes over."""
         if (waiting := self._spares.pop(lane.index, None)) is not None:
             old, done = waiting
             self._leaving.add(old.index)
@@ -75,7 +83,7 @@ class Fleet:
                 self._drop(old)
             if not done.done():
                 done.set_result(None)
-        self._on_change()
+            self._on_change()
 
     def lane_said(self, lane: Lane, messages: list[FromChild]) -> None:
         self._driver.lane_said(lane, messages)

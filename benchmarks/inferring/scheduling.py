@@ -25,6 +25,7 @@ from aiworker.domain.detection import Detections
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, PoolRules
 from aiworker.telemetry.logs import configure_logging
+from inferring import peers
 from inferring.bars import Bar, table
 from inferring.load import Load, offer
 from inferring.sleep_engine import ENGINE, picture, weights
@@ -76,16 +77,36 @@ async def goodput(profile: Profile, share: float, seconds: float, seed: int) -> 
         return await offer(pool.detect, picture(), share * profile.ceiling, seconds, profile.slo_s, seed)
 
 
+KILL = Profile("two children of 300 ms", 2, 0.3, 0.0, 1, 10.0)
+
+
 async def killed_child(seconds: float) -> Load:
-    """Two children of 300 ms a picture at 5 a second, one of them killed after a quarter of the time."""
-    profile = Profile("kill", 2, 0.3, 0.0, 1, 10.0)
-    async with running(profile) as pool:
-        loading = asyncio.create_task(offer(pool.detect, picture(), 5.0, seconds, profile.slo_s))
+    """Two children at 5 pictures a second, one of them killed at work after a quarter of the time."""
+    async with running(KILL) as pool:
+        loading = asyncio.create_task(offer(pool.detect, picture(), 5.0, seconds, KILL.slo_s))
         await asyncio.sleep(seconds / 4)
         while not (busy := [each["pid"] for each in pool.snapshot() if each["state"] == "busy"]):
             await asyncio.sleep(0.005)
         os.kill(int(busy[0] or 0), signal.SIGKILL)
         return await loading
+
+
+async def peers_killed_worker(name: str, seconds: float) -> Load:
+    """The same for another server."""
+    async with peers.serving(name, a=KILL.a, b=KILL.b, cap=1, workers=2, slo_s=KILL.slo_s) as peer:
+        await offer(peer.ask, picture(), 5.0, _WARM_UP_S, KILL.slo_s, seed=0)
+        loading = asyncio.create_task(offer(peer.ask, picture(), 5.0, seconds, KILL.slo_s))
+        await asyncio.sleep(seconds / 4)
+        os.kill(peer.workers()[0], signal.SIGKILL)
+        return await loading
+
+
+async def peers_goodput(name: str, profile: Profile, share: float, seconds: float) -> Load:
+    """Another server with its own time limit set to ours."""
+    times = {"a": profile.a, "b": profile.b}
+    async with peers.serving(name, **times, cap=profile.cap, workers=profile.children, slo_s=profile.slo_s) as peer:
+        await offer(peer.ask, picture(), 0.5 * profile.ceiling, _WARM_UP_S, profile.slo_s, seed=0)
+        return await offer(peer.ask, picture(), share * profile.ceiling, seconds, profile.slo_s)
 
 
 async def parents_cost(seconds: float) -> float:
@@ -102,15 +123,14 @@ async def parents_cost(seconds: float) -> float:
     return load.cpu_s / load.offered - idle.cpu_s / idle.offered
 
 
-async def measure(*, quick: bool, console: Console) -> list[Bar]:
-    seconds, seeds = (5.0, 1) if quick else (20.0, 3)
+async def ours(sizes: Sizes, console: Console) -> list[Bar]:
     bars = []
     for profile in (GPU_LIKE, CPU_LIKE):
-        for share, limit in ((0.8, 0.99), (1.3, 0.9), (3.0, None)):
+        for share, limit in ((0.8, 0.99), (1.3, 0.9)):
             loads = []
-            for seed in range(1, seeds + 1):
+            for seed in range(1, sizes.seeds + 1):
                 console.print(f"[dim]{profile.name} at {share:.0%}, seed {seed}[/dim]")
-                loads.append(await goodput(profile, share, seconds, seed))
+                loads.append(await goodput(profile, share, sizes.seconds, seed))
             if share < 1:
                 value = statistics.median(load.in_time / load.offered for load in loads)
                 bars.append(Bar(f"in time at {share:.0%}: {profile.name}", value, "of offered", limit, least=True))
@@ -119,15 +139,44 @@ async def measure(*, quick: bool, console: Console) -> list[Bar]:
                 bars.append(Bar(f"goodput at {share:.0%}: {profile.name}", value, "of ceiling", limit, least=True))
             bars.append(Bar("  neither answered nor told", sum(load.lost + load.failed for load in loads), "", 0))
     console.print("[dim]a child killed under load[/dim]")
-    kill = await killed_child(6.0 if quick else 12.0)
+    kill = await killed_child(sizes.kill_s)
     bars.append(
         Bar("SIGKILL of one of two children: lost", kill.offered - len(kill.latencies), f"of {kill.offered}", 0)
     )
     bars.append(Bar("  slowest answer", max(kill.latencies, default=0.0), "s"))
     console.print("[dim]the parent's cost[/dim]")
-    costs = [1e3 * await parents_cost(seconds / 2) for _ in range(seeds)]
+    costs = [1e3 * await parents_cost(sizes.seconds / 2) for _ in range(sizes.seeds)]
     bars.append(Bar("parent's CPU for a request of 100 kB", statistics.median(costs), "ms", 0.5))
     return bars
+
+
+async def others(sizes: Sizes, console: Console) -> list[Bar]:
+    peers.install()
+    bars = []
+    for name in peers.PEERS:
+        console.print(f"[dim]{name}[/dim]")
+        load = await peers_goodput(name, GPU_LIKE, 1.3, sizes.seconds)
+        bars.append(Bar(f"{name}: goodput at 130%: {GPU_LIKE.name}", load.goodput / GPU_LIKE.ceiling, "of ceiling"))
+        kill = await peers_killed_worker(name, sizes.kill_s)
+        lost = kill.offered - len(kill.latencies)
+        bars.append(Bar(f"{name}: SIGKILL of one of two workers: lost", lost, f"of {kill.offered}"))
+    return bars
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured; times in seconds."""
+
+    seconds: float
+    seeds: int
+    kill_s: float
+
+
+async def measure(*, quick: bool, console: Console) -> list[Bar]:
+    """The quick one leaves the other servers out."""
+    sizes = Sizes(5.0, 1, 6.0) if quick else Sizes(10.0, 3, 12.0)
+    bars = await ours(sizes, console)
+    return bars if quick else bars + await others(sizes, console)
 
 
 def main() -> int:
