@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import runpy
 from pathlib import Path
@@ -10,6 +11,8 @@ import click
 import pytest
 
 from aiworker.cli.__main__ import main
+from aiworker.domain import errors
+from aiworker.domain.errors import ProviderError
 from aiworker.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,3 +54,19 @@ def test_decisions_have_their_parts(path: Path) -> None:
     assert re.match(rf"# {path.stem[:3]}: ", text)
     for part in ("Status: ", "## Context", "## Decision", "## Consequences"):
         assert part in text
+
+
+def test_every_way_in_which_a_provider_fails_is_explained() -> None:
+    page = (ROOT / "docs" / "language-models.md").read_text()
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ProviderError)]
+    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == {kind.code for kind in kinds}
+
+
+def test_every_command_and_variable_on_the_pages_exists() -> None:
+    group = main.get_command(click.Context(main), "models")
+    assert isinstance(group, click.Group)
+    variables = {name.upper() for name in Settings.model_fields}
+    for name in ("language-models.md", "personal-data.md"):
+        page = (ROOT / "docs" / name).read_text()
+        assert set(re.findall(r"aiworker models (\w+)", page)) <= set(group.commands)
+        assert set(re.findall(r"`([A-Z]+_[A-Z_]+)\b", page)) <= variables
