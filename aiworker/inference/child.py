@@ -1,7 +1,8 @@
 """One inference process: `python -m aiworker.inference.child FD PARENT_PID`.
 
 It receives a ChildSpec, loads and warms up the engine, says Ready, and then answers batches until it is told to stop or
-its parent is gone. Everything comes in over one socket; nothing of the parent's wiring is imported here.
+its parent is gone. The model runs in the main thread, and `intake` decodes beside it. Everything comes in over one
+socket; nothing of the parent's wiring is imported here.
 """
 
 from __future__ import annotations
@@ -11,20 +12,18 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 from aiworker.domain.errors import InferenceOutOfMemory, InferenceUnavailable, WorkerError
-from aiworker.inference.decode import decode
+from aiworker.inference.intake import BatchEnd, Intake, Pass, Say
 from aiworker.inference.interface import Box, Engine, Prepared
 from aiworker.inference.kernel import die_with
 from aiworker.inference.messages import (
     PREFIX_BYTES,
     BatchDone,
     ChildSpec,
-    DetectBatch,
     FrameInvalid,
     ItemDetected,
     ItemFailed,
@@ -40,8 +39,6 @@ from aiworker.inference.messages import (
     frame_length,
 )
 from aiworker.inference.messages import decode as decode_message
-
-Say = Callable[[Message], None]
 
 
 def main(arguments: list[str]) -> int:
@@ -65,9 +62,12 @@ def _serve(line: socket.socket) -> int:
     spec = _receive(line)
     if not isinstance(spec, ChildSpec):
         raise FrameInvalid("the first message must be the spec")
+    speaking = threading.Lock()
 
     def say(message: Message) -> None:
-        line.sendall(b"".join(encode(message)))
+        frame = b"".join(encode(message))
+        with speaking:
+            line.sendall(frame)
 
     started = time.monotonic()
     try:
@@ -79,18 +79,20 @@ def _serve(line: socket.socket) -> int:
     names = engine.names
     load_s = time.monotonic() - started
     say(Ready(engine.label, tuple(names), tuple(names.values()), load_s, rss_mb(), engine.pass_size))
-    while True:
-        message = _receive(line)
-        if isinstance(message, Stop):
-            return 0
-        if isinstance(message, Ping):
-            say(Pong(message.number, rss_mb()))
-            continue
-        if not isinstance(message, DetectBatch):
-            raise FrameInvalid(f"{message.kind} is not for a child")
-        begun = time.monotonic()
-        decode_s = answer_batch(engine, spec, message, say)
-        say(BatchDone(message.batch, time.monotonic() - begun, rss_mb(), decode_s))
+    intake = Intake(lambda: _receive(line), engine, spec, say, lambda item, error: say(failure(item, error)))
+    for step in intake.steps():
+        match step:
+            case Pass(group):
+                answer_pass(engine, group, say)
+            case BatchEnd(batch, begun, decode_s):
+                say(BatchDone(batch, time.monotonic() - begun, rss_mb(), decode_s))
+            case Ping(number):
+                say(Pong(number, rss_mb()))
+            case Stop():
+                return 0
+            case _:
+                raise FrameInvalid(f"{step.kind} is not for a child")
+    return 0
 
 
 def _start(spec: ChildSpec) -> Engine:
@@ -101,27 +103,8 @@ def _start(spec: ChildSpec) -> Engine:
     return engine
 
 
-def answer_batch(engine: Engine, spec: ChildSpec, batch: DetectBatch, say: Say) -> float:
-    """Exactly one ItemDetected or ItemFailed for each item, whatever the others do. Returns the seconds of decoding."""
-    begun = time.monotonic()
-    groups: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
-    for item, image in zip(batch.items, batch.images, strict=True):
-        try:
-            prepared = engine.prepare(decode(image, spec.max_pixels))
-        except Exception as error:  # noqa: BLE001
-            # Boundary: what goes wrong with one picture is that picture's answer and nobody else's.
-            say(_failure(item, error))
-        else:
-            groups[prepared.pixels.shape].append((item, prepared))
-            say(Progress())
-    decode_s = time.monotonic() - begun
-    for group in groups.values():
-        for start in range(0, len(group), engine.pass_size):
-            _answer_pass(engine, group[start : start + engine.pass_size], say)
-    return decode_s
-
-
-def _answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say) -> None:
+def answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say) -> None:
+    """Exactly one ItemDetected or ItemFailed for each item, whatever the others do."""
     begun = time.monotonic()
     try:
         found = engine.detect([prepared for _, prepared in group])
@@ -130,12 +113,12 @@ def _answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say) ->
         if is_out_of_memory(error):
             say(OutOfMemory(len(group)))
         if len(group) == 1:
-            say(_failure(group[0][0], error))
+            say(failure(group[0][0], error))
             return
         say(Progress())
         middle = len(group) // 2
-        _answer_pass(engine, group[:middle], say)
-        _answer_pass(engine, group[middle:], say)
+        answer_pass(engine, group[:middle], say)
+        answer_pass(engine, group[middle:], say)
         return
     elapsed_ms = (time.monotonic() - begun) * 1000
     for (item, prepared), boxes in zip(group, found, strict=True):
@@ -146,7 +129,8 @@ def _result(item: int, prepared: Prepared, boxes: tuple[Box, ...], elapsed_ms: f
     return ItemDetected(item, prepared.width, prepared.height, boxes, elapsed_ms, size)
 
 
-def _failure(item: int, error: Exception) -> ItemFailed:
+def failure(item: int, error: Exception) -> ItemFailed:
+    """What the parent is told; never any content."""
     if isinstance(error, WorkerError):
         return ItemFailed(item, error.code, error.note)
     if is_out_of_memory(error):

@@ -55,7 +55,7 @@ def reference(folder: Path, yolo_weights: Path, photos: list[Path]) -> dict[str,
 
 async def _detect(spec: ChildSpec, photos: list[str]) -> tuple[list[Detections], str, float]:
     """What the pool's child finds on each photo, the libraries it has mapped, and its RSS in MiB."""
-    pool = InferencePool(spec)
+    pool = InferencePool([spec])
     await pool.start()
     try:
         await pool.wait_ready()

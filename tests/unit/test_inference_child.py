@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import queue
 from collections.abc import Sequence
 
+import pytest
 from fakes.fake_engine import PASS_FAILS, FakeEngine, picture
 
-from aiworker.inference.child import answer_batch
+from aiworker.inference.child import answer_pass, failure
+from aiworker.inference.intake import BatchEnd, Intake, Pass, steps_of
 from aiworker.inference.interface import Box, Picture, Prepared
-from aiworker.inference.messages import ChildSpec, DetectBatch, ItemDetected, ItemFailed, Message, OutOfMemory, Progress
+from aiworker.inference.messages import (
+    ChildSpec,
+    DetectBatch,
+    ItemDetected,
+    ItemFailed,
+    Message,
+    OutOfMemory,
+    Ping,
+    Progress,
+)
 
 _SPEC = ChildSpec(weights="none", max_pixels=10_000)
 
@@ -26,9 +38,20 @@ class RecordingEngine(FakeEngine):
         return super().detect(images)
 
 
+def _answer(engine: FakeEngine, batch: DetectBatch, said: list[Message]) -> None:
+    def fail(item: int, error: Exception) -> None:
+        said.append(failure(item, error))
+
+    *passes, end = steps_of(engine, _SPEC, batch, said.append, fail)
+    assert isinstance(end, BatchEnd)
+    for each in passes:
+        assert isinstance(each, Pass)
+        answer_pass(engine, each.group, said.append)
+
+
 def _answers(engine: FakeEngine, *images: bytes) -> dict[int, ItemDetected | ItemFailed]:
     said: list[Message] = []
-    answer_batch(engine, _SPEC, DetectBatch(1, tuple(range(len(images))), images), said.append)
+    _answer(engine, DetectBatch(1, tuple(range(len(images))), images), said)
     answers = [each for each in said if not isinstance(each, Progress | OutOfMemory)]
     assert all(isinstance(each, ItemDetected | ItemFailed) for each in answers)
     by_item = {each.item: each for each in answers}  # type: ignore[union-attr]
@@ -89,6 +112,35 @@ class CrampedEngine(FakeEngine):
 
 def test_a_pass_without_memory_is_halved_and_the_parent_told() -> None:
     said: list[Message] = []
-    answer_batch(CrampedEngine(_SPEC), _SPEC, DetectBatch(1, (0, 1, 2, 3), (picture(),) * 4), said.append)
+    _answer(CrampedEngine(_SPEC), DetectBatch(1, (0, 1, 2, 3), (picture(),) * 4), said)
     assert [each.size for each in said if isinstance(each, OutOfMemory)] == [4]
     assert sorted(each.item for each in said if isinstance(each, ItemDetected)) == [0, 1, 2, 3]
+
+
+def test_the_next_batch_is_decoded_while_the_model_runs() -> None:
+    line: queue.Queue[Message] = queue.Queue()
+    decoded: queue.Queue[Message] = queue.Queue()
+    steps = Intake(line.get, FakeEngine(_SPEC), _SPEC, decoded.put, lambda item, error: None).steps()
+    line.put(DetectBatch(1, (0,), (picture(),)))
+    assert isinstance(next(steps), Pass)
+    assert decoded.get(timeout=10) == Progress()
+    # The first batch is in the model now: nobody asks for the next step.
+    line.put(DetectBatch(2, (1,), (picture(),)))
+    assert decoded.get(timeout=10) == Progress()
+    line.put(Ping(3))
+    kinds = [type(next(steps)) for _ in range(4)]
+    assert kinds == [BatchEnd, Pass, BatchEnd, Ping], "in the order they came in"
+
+
+def test_the_end_of_the_line_comes_after_what_was_on_it() -> None:
+    messages = iter([DetectBatch(1, (0,), (picture(),))])
+
+    def receive() -> Message:
+        for message in messages:
+            return message
+        raise EOFError
+
+    steps = Intake(receive, FakeEngine(_SPEC), _SPEC, lambda message: None, lambda item, error: None).steps()
+    assert [type(next(steps)), type(next(steps))] == [Pass, BatchEnd]
+    with pytest.raises(EOFError):
+        next(steps)

@@ -1,0 +1,98 @@
+"""The child's second thread: it takes batches off the line and decodes them while the model runs on earlier ones.
+
+What comes out is in the parent's order. Little is decoded ahead, since a prepared picture is a megabyte and a batch
+that the parent would rather give to another child should still be in its hands.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from aiworker.inference.decode import decode
+from aiworker.inference.interface import Engine, Prepared
+from aiworker.inference.messages import ChildSpec, DetectBatch, Message, Progress
+
+_AHEAD = 4
+Say = Callable[[Message], None]
+Fail = Callable[[int, Exception], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Pictures of one shape, by item: what goes through the model together."""
+
+    group: list[tuple[int, Prepared]]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEnd:
+    """All passes of the batch came before. `begun` is on the monotonic clock."""
+
+    batch: int
+    begun: float
+    decode_s: float
+
+
+Step = Pass | BatchEnd | Message
+
+
+def steps_of(engine: Engine, spec: ChildSpec, batch: DetectBatch, say: Say, fail: Fail) -> Iterator[Step]:
+    """The batch's passes, each as soon as it is full, and its end. Pictures that cannot be read are told to `fail`."""
+    begun, decode_s = time.monotonic(), 0.0
+    groups: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
+    for item, image in zip(batch.items, batch.images, strict=True):
+        started = time.monotonic()
+        try:
+            prepared = engine.prepare(decode(image, spec.max_pixels))
+        except Exception as error:  # noqa: BLE001
+            # Boundary: what goes wrong with one picture is that picture's answer and nobody else's.
+            fail(item, error)
+            continue
+        finally:
+            decode_s += time.monotonic() - started
+        say(Progress())
+        group = groups[prepared.pixels.shape]
+        group.append((item, prepared))
+        if len(group) >= engine.pass_size:
+            yield Pass(groups.pop(prepared.pixels.shape))
+    yield from (Pass(group) for group in groups.values())
+    yield BatchEnd(batch.batch, begun, decode_s)
+
+
+class Intake:
+    """`steps()` gives what `receive` brings, decoded; it raises what `receive` raised, in its turn."""
+
+    def __init__(self, receive: Callable[[], Message], engine: Engine, spec: ChildSpec, say: Say, fail: Fail) -> None:
+        self._receive = receive
+        self._engine = engine
+        self._spec = spec
+        self._say = say
+        self._fail = fail
+        self._steps: queue.Queue[Step | Exception] = queue.Queue(maxsize=_AHEAD)
+
+    def steps(self) -> Iterator[Step]:
+        """Endless. The thread ends with the process."""
+        threading.Thread(target=self._run, name="intake", daemon=True).start()
+        while True:
+            step = self._steps.get()
+            if isinstance(step, Exception):
+                raise step
+            yield step
+
+    def _run(self) -> None:
+        try:
+            while True:
+                message = self._receive()
+                if isinstance(message, DetectBatch):
+                    for step in steps_of(self._engine, self._spec, message, self._say, self._fail):
+                        self._steps.put(step)
+                else:
+                    self._steps.put(message)
+        except Exception as error:  # noqa: BLE001
+            # Boundary: the serving thread decides what the end of the line, or nonsense on it, means.
+            self._steps.put(error)
