@@ -28,7 +28,7 @@ from aiworker.llm.tracing import traced
 from aiworker.telemetry.traces import Traces
 
 # Four of the tiles of 768 x 768 pixels that Gemini cuts a picture into; each is 258 tokens.
-_PIXELS = 4 * 768 * 768
+PIXELS = 4 * 768 * 768
 
 
 class GeminiModel:
@@ -63,7 +63,7 @@ class GeminiModel:
         """Raises a ProviderError, or an InputRejected for an image that cannot be read."""
         if stays_here(request, self._local_only):
             raise LocalOnly("this kind of analysis stays on this server", provider=NAME)
-        images = await self._pictures.prepare(request.images, _PIXELS)
+        images = await self._pictures.prepare(request.images, PIXELS)
         return await ask_checked(self._told, dataclasses.replace(request, images=images), deadline)
 
     async def probe(self, deadline: Deadline) -> dict[str, Any]:
