@@ -91,11 +91,11 @@ def worker_ops(settings: Settings, parts: WorkerParts) -> Ops:
                 "queueSize": waiting.pending if waiting else None,
             },
             "services": {
-                "yolo": "ready" if pool.ready else "not ready",
+                "yolo": pool.state,
                 **{name: providers.get(name, {}).get("state", _NOT_CONFIGURED) for name in ("ollama", "gemini")},
             },
             "queue": described(waiting),
-            "inference": {"waiting": pool.waiting, "children": children},
+            "inference": {"waiting": pool.waiting, "admitting": pool.admitting, "children": children},
             "providers": providers,
             "memory": _memory(children),
         }

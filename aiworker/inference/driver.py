@@ -31,6 +31,8 @@ from aiworker.telemetry.metrics import Metrics
 _LONGEST_TIMER_S = 1e6
 _CANARY = 0
 """The item number that no request has."""
+_CHANGES = BatchDone | OutOfMemory | ItemFailed
+"""After these, something else may be decided than before."""
 
 
 class Driver:
@@ -93,7 +95,8 @@ class Driver:
                 return
         load = self.scheduler.load(lane.index)
         lane.heard(owes=bool(load and load.flights))
-        self._step()
+        if any(isinstance(message, _CHANGES) for message in messages):
+            self._step()
 
     def lane_lost(self, lane: Lane) -> None:
         """What its child had goes to another lane now."""

@@ -118,6 +118,13 @@ class InferencePool:
         return self._driver.scheduler.waiting
 
     @property
+    def state(self) -> str:
+        """One word or two for health: ready, short of memory, starting, or crash loop (see `snapshot` for the cause)."""
+        if self.ready:
+            return "ready" if self.admitting else "short of memory"
+        return "crash loop" if self._all_failed() else "starting"
+
+    @property
     def memory_mb(self) -> float:
         """What all children use, in MiB."""
         return sum(lane.rss_mb for lane in self._fleet.lanes)

@@ -15,7 +15,18 @@ from typing import Any
 
 import psutil
 import pytest
-from fakes.fake_engine import BLINDS, GROWS, KILLS_CHILD, NO_MEMORY, SEGFAULTS, SLOW, STOPS_CHILD, picture
+from fakes.fake_engine import (
+    BLINDS,
+    GROWS,
+    HANGS,
+    KILLS_CHILD,
+    NO_MEMORY,
+    SEGFAULTS,
+    SLOW,
+    SPINS,
+    STOPS_CHILD,
+    picture,
+)
 
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
@@ -122,6 +133,17 @@ async def test_a_picture_that_kills_is_rejected_alone(poison: int) -> None:
         assert len(rejected) == 1
         assert answered == [height for height in heights if height != poison]
         assert (await _detect(pool)).height == 20, "the pool serves on"
+
+
+async def test_a_hung_child_is_replaced_and_a_slow_one_is_waited_for() -> None:
+    patience = replace(_QUICK, patience=Patience(hung_s=1.0))
+    async with _pool(processes=2, lane=patience) as pool:
+        hangs, spins = _detect(pool, HANGS), _detect(pool, SPINS)
+        assert (await spins).height == SPINS
+        with pytest.raises(ImageKillsChild):
+            await hangs
+        causes = {str(entry["last_error"]).partition(":")[0] for entry in pool.snapshot() if entry["last_error"]}
+        assert causes == {"hung"}
 
 
 async def test_a_bad_picture_among_good_ones_harms_only_itself() -> None:
@@ -249,6 +271,7 @@ async def test_admission_pauses_while_memory_is_short_and_resumes() -> None:
     async with _pool() as pool:
         pool._caretaker._care = care = Care(CareRules(budget_mb=1.0))
         await _until(lambda: not pool.admitting)
+        assert pool.state == "short of memory"
         waiting = _detect(pool)
         with pytest.raises(DeadlineExceeded):
             await _detect(pool, seconds=0.05)
@@ -323,6 +346,7 @@ async def test_a_crash_loop_is_shown_as_such_and_ends_when_its_cause_does(tmp_pa
         (entry,) = pool.snapshot()
         assert (entry["state"], entry["last_error"]) == ("failed", "ValueError: these weights are not weights")
         assert int(entry["restarts"] or 0) >= 4
+        assert pool.state == "crash loop"
         await asyncio.wait_for(pool.reload("good.pt"), _LONG)
         assert (await _detect(pool)).model == "good"
         await _until(lambda: [entry["state"] for entry in pool.snapshot()] == ["ready"])

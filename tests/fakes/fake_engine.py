@@ -27,6 +27,8 @@ SEGFAULTS = 70
 NO_MEMORY = 71
 BLINDS = 72
 GROWS = 73
+HANGS = 74
+SPINS = 75
 
 
 def picture(height: int = 20, width: int = 30, colour: str = "olive") -> bytes:
@@ -61,6 +63,12 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGSTOP)
         if SEGFAULTS in heights:
             ctypes.string_at(0)
+        if HANGS in heights:
+            time.sleep(600)
+        if SPINS in heights:
+            until = time.process_time() + 2.0
+            while time.process_time() < until:
+                pass
         if NO_MEMORY in heights:
             raise MemoryError
         if GROWS in heights:
