@@ -119,7 +119,7 @@ class InferencePool:
 
     @property
     def state(self) -> str:
-        """One word or two for health: ready, short of memory, starting, or crash loop (see `snapshot` for the cause)."""
+        """For health: ready, short of memory, starting, or crash loop, whose cause is in `snapshot`."""
         if self.ready:
             return "ready" if self.admitting else "short of memory"
         return "crash loop" if self._all_failed() else "starting"
