@@ -8,7 +8,7 @@ BIN := .venv/bin
 export PYTHON CUDA
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test bench lint format clean
+.PHONY: help setup demo up test bench chaos lint format clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -34,6 +34,9 @@ test: lint ## lint, then every test, the fast ones first
 
 bench: setup ## the gate before a deploy: load, targets, report (BENCH=--quick is short)
 	@$(BIN)/python -m aiworker.cli bench $(BENCH)
+
+chaos: setup ## 1,000 jobs for each fault: killed processes, databases that stop, full disks
+	CHAOS_JOBS=1000 $(BIN)/pytest -q tests/chaos --durations=0
 
 format: setup ## let ruff write the code's form
 	$(BIN)/ruff format .
