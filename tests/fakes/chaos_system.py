@@ -237,6 +237,7 @@ async def chaos_system(folder: Path) -> AsyncIterator[ChaosSystem]:
             "GEMINI_SLOTS": "32",
             "OLLAMA_URL": ollama.url,
             "OLLAMA_SLOTS": "8",
+            "INFERENCE_PROCESSES": "1",
             "WORKER_CONCURRENCY": "32",
             "WORKER_LEASE_MS": "3000",
             "WORKER_DRAIN_TIMEOUT_MS": "300",
