@@ -355,7 +355,8 @@ async def test_a_crash_loop_is_shown_as_such_and_ends_when_its_cause_does(tmp_pa
 
 
 async def test_what_was_learned_of_service_times_is_kept(tmp_path: Path) -> None:
-    times = tmp_path / "models" / "times.json"
+    times = tmp_path / "times.json"
+    times.write_text("damaged")
     async with _pool(times=times) as pool:
         await _detect(pool, SLOW)
     async with _pool(times=times) as pool:

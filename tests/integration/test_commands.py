@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ COMMANDS = [
     "models list",
     "models pull",
     "models show",
+    "placement",
     "doctor",
 ]
 
@@ -112,9 +114,21 @@ def test_migrate_and_doctor(empty_database_url: str, yolo_weights: Path, tmp_pat
     assert findings["engine"]["found"].startswith("torch")
 
 
-async def test_doctor_asks_ollama(tmp_path: Path, yolo_weights: Path) -> None:
-    import asyncio
+async def test_placement_says_what_it_would_start_and_why(tmp_path: Path) -> None:
+    async with FakeOllama({"llama3.2:3b": ("completion",)}) as ollama:
+        ollama.loaded["llama3.2:3b"] = 4096
+        variables = {"OLLAMA_URL": ollama.url, "INFERENCE_PROCESSES": "1", "INFERENCE_DEVICE": "cpu"}
+        shown = await asyncio.to_thread(aiworker, "placement", "--json", cwd=tmp_path, **variables)
+    placed = json.loads(shown.stdout)
+    assert [(child["device"], child["maxBatch"]) for child in placed["children"]] == [("cpu", 8)]
+    assert "Ollama holds" in placed["notes"][0]
+    assert placed["budgetMb"] < placed["memoryMb"]
+    refused = aiworker("placement", cwd=tmp_path, MEMORY_BUDGET_MB="100")
+    assert refused.returncode == 1
+    assert "raise MEMORY_BUDGET_MB" in refused.stderr
 
+
+async def test_doctor_asks_ollama(tmp_path: Path, yolo_weights: Path) -> None:
     async with FakeOllama({"llama3.2:3b": ("completion",)}) as ollama:
         shown = await asyncio.to_thread(
             aiworker,

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from aiworker.cli.vision import reloading_on_hangup
+from aiworker.domain.errors import InferenceUnavailable
+from aiworker.inference.pool import InferencePool
+from aiworker.settings import load_settings
+
+
+class _Pool:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked: asyncio.Queue[str] = asyncio.Queue()
+        self.go_on = asyncio.Event()
+        self._error = error
+
+    async def reload(self, weights: str) -> None:
+        self.asked.put_nowait(weights)
+        await self.go_on.wait()
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.pt"
+    file.write_bytes(b"numbers")
+    return file
+
+
+async def test_a_hangup_takes_up_the_weights_that_are_there_now_and_only_once_at_a_time(weights: Path) -> None:
+    pool = _Pool()
+    with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(InferencePool, pool)):
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert await pool.asked.get() == str(weights)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0)
+        pool.go_on.set()
+        while asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.sleep(0)
+        assert pool.asked.empty()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert await pool.asked.get() == str(weights)
+
+
+@pytest.mark.parametrize("error", [None, InferenceUnavailable("ValueError: no weights")])
+async def test_weights_that_cannot_be_taken_up_stop_nothing(weights: Path, error: Exception | None) -> None:
+    pool = _Pool(error)
+    pool.go_on.set()
+    if error is None:
+        weights.unlink()
+    with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(InferencePool, pool)):
+        os.kill(os.getpid(), signal.SIGHUP)
+        while not (tasks := asyncio.all_tasks() - {asyncio.current_task()}):
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+
+async def test_afterwards_the_signal_is_not_ours(weights: Path) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(InferencePool, _Pool())):
+        pass
+    assert signal.getsignal(signal.SIGHUP) == before
