@@ -63,12 +63,12 @@ class Caretaker:
             self._save_times(self._driver.scheduler.times.dump())
 
     def _look_after(self, now: float) -> None:
-        lanes = {lane.index: lane for lane in self._fleet.lanes}
-        for lane in lanes.values():
+        for lane in self._fleet.everyone:
             if lane.check(now):
                 self._pings += 1
                 lane.send(Ping(self._pings))
-        self._admit(lanes.values())
+        self._admit()
+        lanes = {lane.index: lane for lane in self._fleet.lanes}
         serving = [self._condition(lane, now) for lane in lanes.values() if self._driver.scheduler.load(lane.index)]
         quiet = not self._driver.scheduler.waiting
         for index, need in self._care.needs(serving, quiet=quiet, replacing=self._fleet.replacing):
@@ -87,9 +87,9 @@ class Caretaker:
         self._metrics.recycled.labels("memory").inc()
         self._fleet.replace(lane, lane.spec).add_done_callback(_noted)
 
-    def _admit(self, lanes: object) -> None:
+    def _admit(self) -> None:
         own = look_at(os.getpid())
-        used_mb = (own.rss_mb if own else 0.0) + sum(lane.rss_mb for lane in self._fleet.lanes)
+        used_mb = (own.rss_mb if own else 0.0) + sum(lane.rss_mb for lane in self._fleet.everyone)
         if not self._care.admit(used_mb):
             return
         if self._care.paused:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from aiworker.domain.errors import InferenceUnavailable
 from aiworker.inference.driver import Driver
@@ -31,6 +32,7 @@ class Fleet:
         self._numbers = itertools.count()
         self._lanes: dict[int, Lane] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._turn = asyncio.Lock()
         self._leaving: set[int] = set()
         self._spares: dict[int, tuple[Lane, asyncio.Future[None]]] = {}
 
@@ -40,9 +42,22 @@ class Fleet:
         return [lane for index, lane in self._lanes.items() if index not in self._spares]
 
     @property
+    def everyone(self) -> Sequence[Lane]:
+        """The spares too."""
+        return list(self._lanes.values())
+
+    @property
     def replacing(self) -> bool:
-        """A spare is being warmed."""
-        return bool(self._spares)
+        """A spare is being warmed, or will be: somebody else has to wait."""
+        return bool(self._spares) or self._turn.locked()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """For who replaces several lanes in a row: nobody replaces one meanwhile."""
+        async with self._turn:
+            while self._spares:
+                await asyncio.wait([done for _, done in self._spares.values()])
+            yield
 
     def add(self, spec: ChildSpec) -> Lane:
         """Starts one more child."""

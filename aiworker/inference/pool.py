@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,9 +22,12 @@ from aiworker.inference.fleet import Fleet
 from aiworker.inference.lane import Lane, LanePolicy
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.supervision import LaneState
+from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
 
+_log = get_logger(__name__)
 _STOPPING = "the pool is stopping"
+_CARE_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class InferencePool:
 
     async def start(self) -> None:
         """Starts the children and returns; `wait_ready` says when one can serve."""
-        self._care_task = asyncio.create_task(self._caretaker.run(), name="caretaker")
+        self._care()
         for spec in self._specs:
             self._fleet.add(spec)
 
@@ -70,12 +72,21 @@ class InferencePool:
         self._stopping = True
         if self._care_task is not None:
             self._care_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._care_task
+            await asyncio.wait([self._care_task])
         await self._fleet.stop()
         self._driver.close()
         self._driver.requests.reject_all(InferenceUnavailable, _STOPPING)
         self._settled.set()
+
+    def _care(self) -> None:
+        self._care_task = asyncio.create_task(self._caretaker.run(), name="caretaker")
+        self._care_task.add_done_callback(self._care_ended)
+
+    def _care_ended(self, task: asyncio.Task[None]) -> None:
+        """It ends by being cancelled; after a bug it starts again, for nobody else finds a stopped child."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("caretaker ended by a bug", exc_info=error)
+            asyncio.get_running_loop().call_later(_CARE_AGAIN_S, lambda: None if self._stopping else self._care())
 
     @property
     def ready(self) -> bool:
@@ -109,8 +120,9 @@ class InferencePool:
 
         Raises InferenceUnavailable with the cause when children do not start with it; the old ones then serve on.
         """
-        for lane in self._fleet.lanes:
-            await self._fleet.replace(lane, replace(lane.spec, weights=weights))
+        async with self._fleet.turn():
+            for lane in self._fleet.lanes:
+                await self._fleet.replace(lane, replace(lane.spec, weights=weights))
 
     @property
     def waiting(self) -> int:

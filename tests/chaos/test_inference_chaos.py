@@ -226,6 +226,17 @@ async def test_children_ignore_the_signals_of_a_terminal() -> None:
         assert pool.snapshot()[0]["restarts"] == 0
 
 
+async def test_a_caretaker_that_fails_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiworker.inference.pool._CARE_AGAIN_S", 0.01)
+    async with _pool() as pool:
+        (stopped,) = _pids(pool)
+        monkeypatch.setattr(pool._caretaker, "_look_after", lambda now: 1 / 0)
+        await _until(lambda: pool._care_task is not None and pool._care_task.done())
+        monkeypatch.undo()
+        os.kill(stopped, signal.SIGSTOP)
+        await _until(lambda: _pids(pool) not in ([], [stopped]) and pool.ready)
+
+
 async def test_a_picture_that_takes_all_memory_is_told_so_and_harms_nobody() -> None:
     async with _pool() as pool:
         good = [_detect(pool) for _ in range(3)]
