@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from aiworker.analyses.registry import OLD_NAMES
+from aiworker.analyses.registry import ANALYSES, OLD_NAMES
 from aiworker.cli.wiring import database_url
 from aiworker.queue.adopt import Adoption, adopt
 from aiworker.settings import Settings
@@ -14,7 +14,9 @@ from aiworker.settings import Settings
 async def run_adoption(settings: Settings, give_up_after_h: float, dry_run: bool, console: Console) -> None:
     """Raises ConfigurationError, DatabaseUnavailable; then nothing was changed."""
     url = database_url(settings)
-    adoption = await adopt(url, give_up_after_h=give_up_after_h, renamed=OLD_NAMES, rehearse=dry_run)
+    adoption = await adopt(
+        url, give_up_after_h=give_up_after_h, renamed=OLD_NAMES, served=list(ANALYSES), rehearse=dry_run
+    )
     describe(adoption, dry_run, console)
 
 
@@ -27,6 +29,10 @@ def describe(adoption: Adoption, dry_run: bool, console: Console) -> None:
         console.print(f"{table}: the old table {'would be' if dry_run else 'is'} kept as {kept}, closed to everybody")
     if adoption.ends:
         console.print(_jobs(adoption))
+    for job_type, count in adoption.unserved:
+        console.print(
+            f"look at: {count} unfinished jobs are of type {job_type}, which no analysis here serves; they wait"
+        )
     for policy in adoption.dropped_policies:
         console.print(f"policy taken away: {policy}")
     for note in adoption.notes:

@@ -27,6 +27,8 @@ from aiworker.domain.errors import ConfigurationError
 
 DEFAULT_DATA_DIR = Path(".aiworker/postgres")
 _NAME = "aiworker"
+# Not our name: that is the role with no more rights than a worker needs, which the migrations make.
+_SUPERUSER = "postgres"
 _INIT_TIMEOUT_S = 180
 _START_TIMEOUT_S = 90
 _STOP_TIMEOUT_S = 60
@@ -43,7 +45,7 @@ _SETTINGS = {
     "log_error_verbosity": "terse",
 }
 _INITDB = shlex.split(
-    f"initdb -D data -U {_NAME} --pwfile=password -A scram-sha-256 -E UTF8"
+    f"initdb -D data -U {_SUPERUSER} --pwfile=password -A scram-sha-256 -E UTF8"
     " --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 --no-instructions"
 )
 _CREATE_DATABASE = ["postgres", "--single", "-D", "data", "postgres"]
@@ -83,7 +85,7 @@ class EmbeddedPostgres:
             if self._user is None:
                 self._user = _hold(place.home / "users.lock", fcntl.LOCK_SH)
         password = (place.cluster / "password").read_text().strip()
-        return f"postgresql://{_NAME}:{password}@127.0.0.1:{port}/{_NAME}"
+        return f"postgresql://{_SUPERUSER}:{password}@127.0.0.1:{port}/{_NAME}"
 
     def stop(self) -> None:
         """Leave the server, and stop it where nobody else uses it. Does nothing when not started."""

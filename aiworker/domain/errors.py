@@ -60,6 +60,10 @@ class InputRejected(WorkerError):
     code = "invalid_input"
 
 
+class InputTooLarge(InputRejected):
+    code = "body_too_large"
+
+
 class UnknownJobType(InputRejected):
     code = "unknown_job_type"
 

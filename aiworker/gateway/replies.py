@@ -13,6 +13,7 @@ from aiworker.domain.errors import (
     DatabaseUnavailable,
     IdempotencyConflict,
     InputRejected,
+    InputTooLarge,
     JobAlreadyFinished,
     JobNotFound,
     NotAllowed,
@@ -27,6 +28,7 @@ from aiworker.telemetry.metrics import Metrics
 _log = get_logger("aiworker.gateway")
 
 _STATUS: tuple[tuple[type[WorkerError], int], ...] = (
+    (InputTooLarge, 413),
     (InputRejected, 400),
     (NotAuthenticated, 401),
     (NotAllowed, 403),

@@ -46,6 +46,9 @@ select 'f', conrelid::regclass::text from pg_constraint where confrelid = $1::re
 
 _COUNTS = """
 select (select count(*) from public.analysis_jobs_before_aiworker), (select count(*) from public.analysis_jobs)"""
+_UNSERVED = """
+select type, count(*)::int from public.analysis_jobs
+ where line is not null and type <> all ($1) group by 1 order by 1"""
 _ENDS = """
 select o.status::text, n.status, count(*)::int
   from public.analysis_jobs_before_aiworker o join public.analysis_jobs n using (id)
@@ -54,10 +57,12 @@ select o.status::text, n.status, count(*)::int
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What was, or would be, done. `ends` counts jobs by old and new status; `kept` are the old tables' new names."""
+    """What was, or would be, done. `ends` counts jobs by old and new status, `unserved` the unfinished ones by type of
+    which no analysis is here; `kept` are the old tables' new names."""
 
     kept: dict[str, str] = field(default_factory=dict)
     ends: list[tuple[str, str, int]] = field(default_factory=list)
+    unserved: list[tuple[str, int]] = field(default_factory=list)
     dropped_policies: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -66,12 +71,15 @@ class _TakenBack(Exception):
     """The rehearsal is over."""
 
 
-async def adopt(database_url: str, *, give_up_after_h: float, renamed: Mapping[str, str], rehearse: bool) -> Adoption:
+async def adopt(
+    database_url: str, *, give_up_after_h: float, renamed: Mapping[str, str], served: Collection[str], rehearse: bool
+) -> Adoption:
     """Raises ConfigurationError when a row would be lost or the database refuses, DatabaseUnavailable.
 
     Args:
         give_up_after_h: unfinished jobs older than this many hours end as failed, for nobody waits for them any more.
         renamed: types that are called otherwise now, the old name first.
+        served: types that an analysis is here for.
         rehearse: everything is done, and then taken back. Jobs wait meanwhile.
     """
     adoption = Adoption()
@@ -84,6 +92,7 @@ async def adopt(database_url: str, *, give_up_after_h: float, renamed: Mapping[s
                 await _take_over(connection, foreign, adoption)
                 if "analysis_jobs" in foreign:
                     await _copy_jobs(connection, give_up_after_h, renamed, adoption)
+                    adoption.unserved.extend(tuple(row) for row in await connection.fetch(_UNSERVED, list(served)))
                 if rehearse:
                     raise _TakenBack
         except _TakenBack:
@@ -121,8 +130,9 @@ async def _set_aside(connection: Any, table: str, adoption: Adoption) -> None:
     for policy in await _names(connection, _POLICIES, table):
         await connection.execute(f"drop policy {_quoted(policy)} on public.{table}")
         adoption.dropped_policies.append(f"{table}: {policy}")
-    for index in await _names(connection, _INDEXES, table):
-        renamed = index[: 63 - len(SUFFIX)] + SUFFIX
+    for number, index in enumerate(await _names(connection, _INDEXES, table)):
+        # Names are cut at 63 bytes: the number keeps two that begin alike apart.
+        renamed = f"{index[: 63 - len(SUFFIX) - 4]}_{number}{SUFFIX}"
         await connection.execute(f"alter index public.{_quoted(index)} rename to {_quoted(renamed)}")
     await connection.execute(f"alter table public.{table} rename to {kept}")
     await connection.execute(f"alter table public.{kept} enable row level security")
@@ -184,8 +194,8 @@ with old as (
   select o.id, o.user_id, o.status::text as status,
          {type} as type, {input} as input, {result} as result, {error} as error, {error_code} as error_code,
          least(greatest({priority}, 1), 10) as priority,
-         greatest({max_attempts}, 1) as max_attempts, greatest({attempts}, 0) as attempts,
-         coalesce({spent_ms}, ({spent_s} * 1000)::integer) as spent_ms, {worker_id} as worker_id,
+         least(greatest({max_attempts}, 1), 32767) as max_attempts, least(greatest({attempts}, 0), 32767) as attempts,
+         least(coalesce({spent_ms}, {spent_s} * 1000), 2147483647)::integer as spent_ms, {worker_id} as worker_id,
          {created_at} as created_at, {updated_at} as updated_at,
          {started_at} as started_at, {completed_at} as completed_at, {idempotency_key} as idempotency_key
     from public.analysis_jobs_before_aiworker o

@@ -33,8 +33,16 @@ class Connector:
 
     async def __call__(self, *_: Any, **options: Any) -> Any:
         """A new connection; `options` go to asyncpg. Raises what asyncpg raises."""
-        settings = self._pooled() if await self.through_pooler() else self._straight()
-        return await asyncpg.connect(self._url, **(settings | options))
+        if await self.through_pooler():
+            return await asyncpg.connect(self._url, **(self._pooled() | options))
+        connection = await asyncpg.connect(self._url, **(self._plain() | options))
+        try:
+            # Not when it connects: a pooler in session mode refuses these there.
+            await connection.execute(_session(self._timeout_s), timeout=self._timeout_s)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     async def through_pooler(self) -> bool:
         """Whether what belongs to a session is lost between two statements. Raises what asyncpg raises."""
@@ -56,28 +64,19 @@ class Connector:
         finally:
             one.terminate()
 
-    def _straight(self) -> dict[str, Any]:
-        limit_ms = str(int(self._timeout_s * 1000) + 500)
-        return {
-            "timeout": self._timeout_s,
-            "server_settings": {
-                "application_name": self._application_name,
-                "statement_timeout": limit_ms,
-                "idle_in_transaction_session_timeout": limit_ms,
-                "tcp_keepalives_idle": "15",
-                "tcp_keepalives_interval": "5",
-                "tcp_keepalives_count": "3",
-                "jit": "off",
-            },
-        }
+    def _plain(self) -> dict[str, Any]:
+        return {"timeout": self._timeout_s, "server_settings": {"application_name": self._application_name}}
 
     def _pooled(self) -> dict[str, Any]:
-        return {
-            "timeout": self._timeout_s,
-            "command_timeout": self._timeout_s,
-            "server_settings": {"application_name": self._application_name},
-            "statement_cache_size": 0,
-        }
+        return self._plain() | {"command_timeout": self._timeout_s, "statement_cache_size": 0}
+
+
+def _session(timeout_s: float) -> str:
+    limit_ms = int(timeout_s * 1000) + 500
+    return (
+        f"set statement_timeout = {limit_ms}; set idle_in_transaction_session_timeout = {limit_ms};"
+        "set tcp_keepalives_idle = 15; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3; set jit = off"
+    )
 
 
 async def _server_of(connection: Any) -> int:

@@ -12,6 +12,7 @@ from aiworker.domain.errors import (
     DatabaseUnavailable,
     IdempotencyConflict,
     InputRejected,
+    InputTooLarge,
     JobAlreadyFinished,
     JobNotFound,
     NotAllowed,
@@ -29,13 +30,14 @@ _OURS: dict[str, type[WorkerError]] = {
     "AW004": JobAlreadyFinished,
     "AW005": UnknownJobType,
     "AW006": NotAllowed,
+    "AW007": InputTooLarge,
 }
 _ANOTHER_SHAPE = "AW100"
 
-# Connection, statement lost in a pooler, transaction rollback, insufficient resources, lock not available, operator
-# intervention, system error.
-_MAY_WORK_LATER = ("08", "26", "40", "42P05", "53", "55", "57", "58")
-_UNREADABLE_VALUE = ("22", "23514")
+# Connection, read-only after a failover or with a full disk, statement lost in a pooler, transaction rollback,
+# insufficient resources, lock not available, operator intervention, system error.
+_MAY_WORK_LATER = ("08", "25", "26", "40", "42P05", "53", "55", "57", "58")
+_UNREADABLE_VALUE = ("22", "23514", "54")
 _NOT_LET_IN = ("28", "3D")
 _NOT_MIGRATED = ("42P01", "42883", "42703")
 _NOT_GRANTED = "42501"

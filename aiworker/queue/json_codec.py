@@ -17,8 +17,15 @@ def encode_jsonb(value: Any) -> bytes:
 
 
 def decode_jsonb(data: bytes) -> Any:
-    """The value of PostgreSQL's binary form."""
-    return orjson.loads(data[1:])
+    """The value of PostgreSQL's binary form.
+
+    None for what PostgreSQL can hold and nobody here can read, such as 1e400 or a thousand levels of nesting: one such
+    row must not keep others from being read, and whoever wants a value refuses None.
+    """
+    try:
+        return orjson.loads(data[1:])
+    except orjson.JSONDecodeError:
+        return None
 
 
 def storable(value: Any) -> bytes:

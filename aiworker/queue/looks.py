@@ -11,7 +11,7 @@ from dataclasses import dataclass
 _WHOLE_EVERY_S = 1.0
 # However many dead entries there are, stepping over all of them takes at most this share of the time; and however long
 # a look took, for whatever reason, the next one comes before anybody has to wait for long.
-_WHOLE_SHARE = 0.02
+_WHOLE_SHARE = 0.005
 _WHOLE_AT_LEAST_EVERY_S = 20.0
 
 
@@ -27,8 +27,8 @@ class Looks:
         return None if now_s >= self._whole_due_s else self.empty_at_s
 
     def looked(self, since: float | None, began_s: float, ended_s: float, emptied_at_s: float | None) -> None:
-        """A claim that passed `since` has come back; `emptied_at_s` is the database's time of one that took some jobs
-        and left none behind, else None."""
+        """A claim that passed `since` has come back; `emptied_at_s` is the database's time of one that left nothing
+        behind, else None."""
         if since is None:
             pause_s = max(_WHOLE_EVERY_S, (ended_s - began_s) / _WHOLE_SHARE)
             self._whole_due_s = ended_s + min(pause_s, _WHOLE_AT_LEAST_EVERY_S)

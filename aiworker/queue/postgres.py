@@ -147,8 +147,10 @@ class PostgresQueue:
         since = self._looks.since(began)
         lease = timedelta(seconds=lease_s)
         rows = await self._database.fetch(CLAIM, worker_id, limit, lease, list(types), token, since)
-        self._looks.looked(since, began, time.monotonic(), rows[0]["looked_at_s"] if 0 < len(rows) < limit else None)
-        return claimed_jobs(rows, token)
+        jobs = claimed_jobs(rows, token)
+        emptied_at_s = rows[0]["looked_at_s"] if rows and len(jobs) < limit else None
+        self._looks.looked(since, began, time.monotonic(), emptied_at_s)
+        return jobs
 
     async def renew(self, leases: Sequence[Lease], lease_s: float) -> Renewal:
         if not leases:

@@ -7,7 +7,7 @@ import logging
 import time
 from uuid import UUID
 
-from aiworker.domain.errors import DatabaseUnavailable, QueueError, WorkerError
+from aiworker.domain.errors import DatabaseUnavailable, InputRejected, QueueError, WorkerError
 from aiworker.domain.messages import sentence
 from aiworker.domain.outcome import Failed, Outcome, label
 from aiworker.domain.ports import JobSource
@@ -70,7 +70,8 @@ class OutcomeWriter:
             self._note(batch, lost)
 
     async def _write_apart(self, batch: list[Ended], error: WorkerError) -> None:
-        """One of `batch` cannot be stored: the others must not wait for it, and it must end."""
+        """One of `batch` cannot be stored: the others must not wait for it, and it must end. An outcome whose value is
+        refused becomes a failure; for any other reason the attempt is left to its lease and made again."""
         if len(batch) > 1:
             for ended in batch:
                 await self._write([ended])
@@ -78,10 +79,9 @@ class OutcomeWriter:
         ((running, outcome),) = batch
         job = running.job
         _log.error("outcome cannot be stored", job_id=str(job.id), type=job.type, exc_info=error)
-        if not isinstance(outcome, Failed):
+        if isinstance(error, InputRejected) and not isinstance(outcome, Failed):
             await self._write([(running, Failed(sentence(WorkerError.code), WorkerError.code))])
         else:
-            # Left to its lease: the queue itself refuses every end of this job.
             self._running.remove([running])
 
     def _note(self, batch: list[Ended], lost: frozenset[UUID]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -56,6 +57,18 @@ class TestOrder:
         assert [job_id for job_id in order if job_id in backlog] == backlog
         assert all(order.index(job_id) < 2 * len(others) for job_id in others)
         assert order.index(late_other) < order.index(backlog[LIMIT + 1])
+
+    @pytest.mark.parametrize("waiting", [{"delay_s": 3600}, {"priority": 10}], ids=["delayed", "of low priority"])
+    async def test_what_waits_for_later_does_not_hide_a_backlog(self, bench: Bench, waiting: dict[str, Any]) -> None:
+        for _ in range(LIMIT):
+            await bench.add(**waiting)
+        for _ in range(3 * LIMIT):
+            await bench.add()
+        others = [await bench.add(user_id=uuid4()) for _ in range(5)]
+
+        order = [job.id for job in await bench.claim(limit=50)]
+
+        assert all(order.index(job_id) < 2 * len(others) for job_id in others)
 
     async def test_no_more_than_asked_for_and_only_the_types_asked_for(self, bench: Bench) -> None:
         image = await bench.add(type=IMAGE)

@@ -147,6 +147,18 @@ class TestIdempotency:
         with pytest.raises(IdempotencyConflict):
             await bench.add(idempotency_key="once", **other)
 
+    async def test_a_key_whose_request_the_cache_answered_stands_for_that_request(self, bench: Bench) -> None:
+        await bench.add(type=SHARED)
+        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+        wanted = new_job(type=SHARED, idempotency_key="once")
+        assert (await bench.queue.enqueue(wanted)).cached_result == {"kcal": 5}
+
+        with pytest.raises(IdempotencyConflict):
+            await bench.queue.enqueue(replace(wanted, input={"text": "outro"}))
+        again = await bench.queue.enqueue(wanted)
+        assert again.status is JobStatus.COMPLETED
+        assert (await bench.view(again.job_id)).result == {"kcal": 5}
+
     async def test_keys_belong_to_their_user(self, bench: Bench) -> None:
         mine = await bench.add(idempotency_key="once")
         theirs = await bench.add(idempotency_key="once", user_id=uuid4(), input={"text": "outro"})

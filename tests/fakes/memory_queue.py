@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -110,6 +110,8 @@ class MemoryQueue:
             leader = next((row for row in self._unfinished() if row.leads and row.cache_key == key), None)
             leads = leader is None
             if leader is None and (hit := self._hit(key)):
+                if job.idempotency_key is not None:
+                    self._keep_answered(job, kind, key, hit.response)
                 return Enqueued(None, JobStatus.COMPLETED, hit.response)
         row = self._new_row(job, kind, key, leads)
         if leader is not None and leader.status is PENDING:
@@ -122,14 +124,13 @@ class MemoryQueue:
     def _new_row(self, job: NewJob, kind: JobType, key: str | None, leads: bool | None) -> _Row:
         now = self._clock()
         due = now + job.delay_s
-        others = sorted((r for r in self._unfinished() if r.new.user_id == job.user_id), key=lambda row: -row.place)
-        others = others[: self._max_active]
+        others = [row for row in self._unfinished() if row.new.user_id == job.user_id]
         if len(others) >= self._max_active and not job.unlimited:
             raise TooManyActiveJobs
         apart = APART_S if len(others) < self._max_active else FAR_APART_S
-        before = [
-            r.place - r.new.priority * LEVEL_S for r in others if r.new.priority <= job.priority and r.run_after <= due
-        ]
+        ahead = [row for row in others if row.new.priority <= job.priority and row.run_after <= due]
+        last = sorted(ahead, key=lambda row: -row.place)[: self._max_active]
+        before = [row.place - row.new.priority * LEVEL_S for row in last]
         return _Row(
             job,
             created_at=now,
@@ -143,6 +144,12 @@ class MemoryQueue:
             leads=leads,
             follows=leads is False,
         )
+
+    def _keep_answered(self, job: NewJob, kind: JobType, key: str, response: JsonObject) -> None:
+        """The cache answered: the idempotency key stands for this request all the same."""
+        row = self._new_row(replace(job, unlimited=True), kind, key, None)
+        row.status, row.result, row.progress, row.completed_at = JobStatus.COMPLETED, response, 100, self._clock()
+        self._rows[row.id] = row
 
     def _earlier(self, job: NewJob) -> _Row | None:
         if job.idempotency_key is None:

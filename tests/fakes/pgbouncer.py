@@ -1,4 +1,4 @@
-"""A real PgBouncer in front of a test's database, pooling by transaction."""
+"""A real PgBouncer in front of a test's database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _START_TIMEOUT_S = 20.0
 
 
 @contextmanager
-def pgbouncer(url: str, *, servers: int = 2, swallows: str = "") -> Iterator[str]:
+def pgbouncer(url: str, *, mode: str = "transaction", servers: int = 2, swallows: str = "") -> Iterator[str]:
     """URL through a PgBouncer with `servers` connections; `swallows` are start-up settings that it drops silently."""
     parts = urlsplit(url)
     with tempfile.TemporaryDirectory(prefix="aiworker-pgbouncer-") as name:
@@ -29,7 +29,7 @@ def pgbouncer(url: str, *, servers: int = 2, swallows: str = "") -> Iterator[str
         (home / "pgbouncer.ini").write_text(
             f"[databases]\n* = host={parts.hostname} port={parts.port}\n[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\n"
-            f"auth_file = {home}/users.txt\npool_mode = transaction\ndefault_pool_size = {servers}\n"
+            f"auth_file = {home}/users.txt\npool_mode = {mode}\ndefault_pool_size = {servers}\n"
             f"server_round_robin = 1\nlogfile = {home}/log\n"
             + (f"ignore_startup_parameters = {swallows}\n" if swallows else "")
         )

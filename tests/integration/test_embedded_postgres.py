@@ -105,7 +105,7 @@ async def test_a_wrong_password_is_refused_and_the_right_one_is_private(
 ) -> None:
     parts = urlsplit(server.start())
     with pytest.raises(asyncpg.InvalidPasswordError):
-        await _run(f"postgresql://aiworker:wrong@127.0.0.1:{parts.port}/aiworker", "SELECT 1")
+        await _run(f"postgresql://postgres:wrong@127.0.0.1:{parts.port}/aiworker", "SELECT 1")
     password = directory / "pg/cluster/password"
     assert password.read_text().strip() == parts.password
     assert stat.S_IMODE(password.stat().st_mode) == 0o600

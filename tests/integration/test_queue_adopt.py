@@ -59,7 +59,8 @@ USER = UUID(int=7)
 
 
 async def take_over(url: str, rehearse: bool = False) -> Adoption:
-    return await adopt(url, give_up_after_h=24, renamed={"food_image": "sofia_image"}, rehearse=rehearse)
+    served = ["sofia_image", "sofia_text"]
+    return await adopt(url, give_up_after_h=24, renamed={"food_image": "sofia_image"}, served=served, rehearse=rehearse)
 
 
 async def production(url: str) -> dict[str, UUID]:
@@ -115,6 +116,7 @@ async def test_every_row_of_production_becomes_one_of_ours(empty_database_url: s
             ("cancelled", "cancelled"): 1,
         }
     )
+    assert adoption.unserved == [("medical_exam", 1)]
     assert await pending(empty_database_url) == []
     async with PostgresQueue(empty_database_url) as queue:
         views = {name: await queue.status(job_id, USER) for name, job_id in ids.items()}
@@ -128,6 +130,19 @@ async def test_every_row_of_production_becomes_one_of_ours(empty_database_url: s
         claimed = await queue.claim("w", 9, 6.0, ["sofia_image", "sofia_text", "medical_exam"])
         assert [job.id for job in claimed] == [ids["stuck"], ids["waiting"], ids["fresh"]]
         assert claimed[2].input == {"text": "fresh"}
+
+
+async def test_values_beyond_our_columns_are_cut_and_long_index_names_kept_apart(empty_database_url: str) -> None:
+    await production(empty_database_url)
+    connection = await asyncpg.connect(empty_database_url)
+    await connection.execute("update analysis_jobs set max_attempts = 99999, actual_duration_seconds = 2147483647")
+    for end in "ab":
+        await connection.execute(f"create index {'i' * 60}{end} on analysis_jobs (priority)")
+    await connection.close()
+
+    adoption = await take_over(empty_database_url)
+
+    assert sum(count for *_, count in adoption.ends) == 8
 
 
 async def test_the_old_tables_stay_and_are_closed(empty_database_url: str) -> None:

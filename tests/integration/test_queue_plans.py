@@ -120,7 +120,7 @@ async def test_every_call_finds_its_rows_by_an_index(busy: Any) -> None:
     ("call", "indexes"),
     [
         (CLAIM, {"analysis_jobs_lines", "analysis_jobs_delayed"}),
-        ("select rescue_expired()", {"analysis_jobs_lines"}),
+        ("select rescue_expired()", {"analysis_jobs_lines", "analysis_jobs_followers", "analysis_jobs_leader"}),
         ("select * from analysis_queue_depth()", {"analysis_jobs_lines"}),
         ("select * from get_analysis_status(gen_random_uuid())", {"analysis_jobs_pkey"}),
         ("select * from cancel_analysis((select min(id::text)::uuid from few))", {"analysis_jobs_pkey"}),
@@ -172,7 +172,7 @@ async def test_what_was_claimed_before_is_stepped_over_and_what_ended_is_not_the
 async def test_jobs_that_are_far_from_due_are_not_looked_at(connection: Any) -> None:
     await connection.execute(PENDING, 3600.0, 2000)
     async with Plans(connection) as plans:
-        assert await connection.fetch(CLAIM) == []
+        assert [row["id"] for row in await connection.fetch(CLAIM)] == [None]
 
     scanned = re.findall(r"Scan using analysis_jobs_\w+ on[^\n]*rows=([\d.]+)", "\n".join(plans.texts))
     assert scanned

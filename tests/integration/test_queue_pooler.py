@@ -41,6 +41,15 @@ def pooled_url(database_url: str) -> Iterator[str]:
         yield url
 
 
+async def test_a_pooler_in_session_mode_is_as_good_as_none(database_url: str) -> None:
+    with pgbouncer(database_url, mode="session", servers=6) as url:
+        assert not await Connector(url, timeout_s=10, application_name="test").through_pooler()
+        async with PostgresQueue(url, RULES, timeout_s=10) as queue, aclosing(Listener(url).listen()) as hints:
+            assert {await anext(hints), await anext(hints)} == {"work", "cancel"}
+            await queue.enqueue(NewJob(uuid4(), TEXT, {}))
+            assert await anext(hints) == "work"
+
+
 async def a_whole_life(queue: PostgresQueue) -> None:
     user = uuid4()
     ids = await asyncio.gather(*(queue.enqueue(NewJob(user, TEXT, {"n": n})) for n in range(10)))

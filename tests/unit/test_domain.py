@@ -25,6 +25,10 @@ from aiworker.domain.retry import RetryPolicy
 ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, WorkerError)]
 
 
+def test_those_that_failed_together_do_not_come_back_together() -> None:
+    assert RetryPolicy().delay(1, 0.0, None) < RetryPolicy().delay(1, 0.5, None) < RetryPolicy().delay(1, 0.999, None)
+
+
 @given(attempt=st.integers(1, 200), random=st.floats(0, 1, exclude_max=True))
 def test_delay_is_jittered_within_half_and_never_above_the_cap(attempt: int, random: float) -> None:
     policy = RetryPolicy(base_s=1.0, factor=2.0, cap_s=60.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,10 +16,12 @@ from fakes.ports import FunctionDetector, FunctionImages, FunctionModel, detecti
 from aiworker.analyses.base import Tools
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
-from aiworker.domain.errors import DatabaseUnavailable, MediaUnavailable
-from aiworker.domain.job import JobStatus, JobType, JobView, Lease, NewJob, Renewal
+from aiworker.domain.errors import DatabaseUnavailable, InputRejected, MediaUnavailable, QueueError
+from aiworker.domain.job import ClaimedJob, JobStatus, JobType, JobView, Lease, NewJob, Renewal
 from aiworker.domain.outcome import Completed, Outcome
 from aiworker.domain.retry import RetryPolicy
+from aiworker.scheduler.outcomes import OutcomeWriter
+from aiworker.scheduler.running import RunningJob, RunningJobs
 from aiworker.scheduler.worker import Worker, WorkerLimits
 from aiworker.telemetry.metrics import Metrics
 
@@ -255,6 +258,81 @@ async def test_a_job_whose_lease_is_lost_is_dropped_unwritten() -> None:
             while not model.cancelled:
                 await asyncio.sleep(0)
     assert (await queue.status(job_id, None)).status is JobStatus.PROCESSING
+
+
+class BusyQueue(WatchedQueue):
+    """A notification comes while its first claim, which finds nothing, is under way."""
+
+    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Any) -> Any:
+        claimed = await super().claim(worker_id, limit, lease_s, types)
+        if len(self.claimed_limits) == 1:
+            await self.enqueue(job())
+            for _ in range(20):
+                await asyncio.sleep(0)
+        return claimed
+
+
+async def test_a_notification_during_a_claim_is_not_lost() -> None:
+    queue = BusyQueue()
+    async with working(queue, tools(), replace(LIMITS, poll_s=3600)):
+        async with asyncio.timeout(10):
+            while not [row for row in queue.rows() if row.status is JobStatus.COMPLETED]:
+                await asyncio.sleep(0)
+
+
+def test_forgetting_an_old_attempt_keeps_the_new_one() -> None:
+    jobs = RunningJobs()
+    lease = Lease(UUID(int=1), UUID(int=2))
+    claimed = ClaimedJob(lease, USER, "sofia_text", {}, 1, 3, 20.0, 0.0)
+    old, new = RunningJob(claimed, 0.0), RunningJob(claimed, 1.0)
+    jobs.add(old)
+    jobs.worked()
+    jobs.add(new)
+
+    jobs.remove([old])
+
+    assert jobs.by_id == {claimed.id: new}
+
+
+async def test_a_lost_lease_is_counted_as_that_and_not_as_its_outcome() -> None:
+    class Forgetful(WatchedQueue):
+        async def finalise(self, outcomes: Any) -> frozenset[UUID]:
+            async with self._ended:
+                self._ended.notify_all()
+            return frozenset(lease.job_id for lease, _ in outcomes)
+
+    queue, metrics = Forgetful(), Metrics()
+    running = RunningJobs()
+    writer = OutcomeWriter(queue, running, metrics)
+    claimed = ClaimedJob(Lease(UUID(int=1), UUID(int=2)), USER, "sofia_text", {}, 1, 3, 20.0, 0.0)
+    writer.submit(RunningJob(claimed, 0.0), Completed({}))
+    writer.close()
+    await writer.run()
+
+    assert metrics.registry.get_sample_value("aiworker_leases_lost_total") == 1
+    ended = {"type": "sofia_text", "outcome": "completed"}
+    assert metrics.registry.get_sample_value("aiworker_jobs_total", ended) is None
+
+
+@pytest.mark.parametrize(("error", "status"), [(InputRejected("bad"), JobStatus.FAILED), (QueueError("?"), None)])
+async def test_only_a_refused_value_makes_a_failure_of_an_outcome(error: Exception, status: JobStatus | None) -> None:
+    class Refusing(WatchedQueue):
+        async def finalise(self, outcomes: Any) -> frozenset[UUID]:
+            if any(isinstance(outcome, Completed) for _, outcome in outcomes):
+                raise error
+            return await super().finalise(outcomes)
+
+    queue, running = Refusing(), RunningJobs()
+    job_id = await put(queue, job())
+    [claimed] = await queue.claim("w", 1, 30, ["sofia_text"])
+    running.add(RunningJob(claimed, 0.0))
+    writer = OutcomeWriter(queue, running, Metrics())
+    writer.submit(running.by_id[job_id], Completed({}))
+    writer.close()
+    await writer.run()
+
+    assert (await queue.status(job_id, None)).status is (status or JobStatus.PROCESSING)
+    assert not running.by_id
 
 
 class FlakyQueue(WatchedQueue):

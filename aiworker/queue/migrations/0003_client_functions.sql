@@ -2,7 +2,7 @@
 -- arguments that only the service may use say so. Errors that a client can cause have their own SQLSTATE:
 --   AW001 too many active jobs, AW002 idempotency key used for another request,
 --   AW003 no such job (or not this user's), AW004 the job has already ended,
---   AW005 no such type of analysis, AW006 not allowed.
+--   AW005 no such type of analysis, AW006 not allowed, AW007 the input is too large.
 
 -- JSON text that is the same for the same value: keys in order at every depth, 1.0 written as 1.
 create or replace function public.analysis_canonical(p_value jsonb)
@@ -89,11 +89,24 @@ declare
   v_last timestamptz;
   v_id uuid;
 begin
+  -- An explicit null is what was left out.
+  p_priority := coalesce(p_priority, 5);
+  p_use_cache := coalesce(p_use_cache, true);
+  p_unlimited := coalesce(p_unlimited, false);
+  p_delay_s := least(greatest(coalesce(p_delay_s, 0), 0), 2592000);
+  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    raise exception using errcode = '0A000', message = 'enqueue_analysis needs the isolation level read committed',
+      hint = 'what others have enqueued meanwhile cannot be counted in an older snapshot';
+  end if;
   if (p_unlimited or p_max_attempts is not null) and not analysis_is_service() then
     raise exception using errcode = 'AW006', message = 'not_allowed';
   end if;
   if v_user is null or p_type is null or jsonb_typeof(p_input) is distinct from 'object' then
     raise exception using errcode = '22023', message = 'user, type and an input object are needed';
+  end if;
+  -- As text, for a number of a few bytes can be a hundred thousand digits, and the worker reads text.
+  if octet_length(p_input::text) > 16777216 then
+    raise exception using errcode = 'AW007', message = 'input_too_large';
   end if;
   select * into v_type from analysis_types t where t.type = p_type;
   if not found then
@@ -111,7 +124,8 @@ begin
     select j.id, j.status, j.request_hash into v_earlier
       from analysis_jobs j where j.user_id = v_user and j.idempotency_key = p_idempotency_key;
     if found then
-      if v_earlier.request_hash is distinct from v_hash then
+      -- Null: an adopted job, of which only the key is known.
+      if v_earlier.request_hash <> v_hash then
         raise exception using errcode = 'AW002', message = 'idempotency_conflict';
       end if;
       return query select v_earlier.id, v_earlier.status, null::jsonb;
@@ -136,6 +150,16 @@ begin
         where c.cache_key = v_key and c.expires_at > now()
         returning c.response into v_cached;
       if found then
+        if p_idempotency_key is not null then
+          -- So that the key stands for this request from now on.
+          insert into analysis_jobs (
+            user_id, type, input, priority, max_attempts, status, progress, result, cache_key, idempotency_key,
+            request_hash, run_after, place, deadline_at, completed_at
+          ) values (
+            v_user, p_type, p_input, p_priority, coalesce(p_max_attempts, v_limits.max_attempts), 'completed', 100,
+            v_cached, v_key, p_idempotency_key, v_hash, now(), now(), now(), now()
+          );
+        end if;
         return query select null::uuid, 'completed', v_cached;
         return;
       end if;
@@ -144,12 +168,13 @@ begin
 
   -- Not now(): the waits for locks above must not count as waiting in line.
   v_now := clock_timestamp();
-  v_due := v_now + greatest(p_delay_s, 0) * interval '1 second';
-  select count(*), max(j.place - j.priority * interval '10 seconds')
-                     filter (where j.priority <= p_priority and j.run_after <= v_due)
-    into v_active, v_last
-    from (select o.place, o.priority, o.run_after
-            from analysis_jobs o where o.user_id = v_user and o.line is not null
+  v_due := v_now + p_delay_s * interval '1 second';
+  select count(*) into v_active
+    from (select from analysis_jobs o where o.user_id = v_user and o.line is not null limit v_limits.max_active) j;
+  select max(j.place - j.priority * interval '10 seconds') into v_last
+    from (select o.place, o.priority
+            from analysis_jobs o
+           where o.user_id = v_user and o.line is not null and o.priority <= p_priority and o.run_after <= v_due
            order by o.place desc limit v_limits.max_active) j;
   if v_active >= v_limits.max_active and not p_unlimited then
     raise exception using errcode = 'AW001', message = 'too_many_active_jobs';
@@ -202,7 +227,7 @@ end;
 $$;
 
 -- The job that led for a `p_cache_key` has ended: with a result that may be shared all that waited have it, else the
--- most urgent of them runs for the others.
+-- most urgent of them runs for the others. One that somebody else holds is left to `rescue_expired`: nobody waits here.
 create or replace function public.analysis_pass_on(p_cache_key text, p_result jsonb)
 returns void
 language plpgsql
@@ -213,12 +238,13 @@ begin
   if p_result is not null then
     update analysis_jobs f
        set status = 'completed', line = null, result = p_result, progress = 100, completed_at = now(), updated_at = now()
-     where f.cache_key = p_cache_key and f.line = -2;
+     where f.ctid = any (array(
+       select w.ctid from analysis_jobs w where w.cache_key = p_cache_key and w.line = -2 for update skip locked));
     return;
   end if;
   update analysis_jobs f set line = 0, leads = true
    where f.id = (select w.id from analysis_jobs w
-                  where w.cache_key = p_cache_key and w.line = -2 order by w.place limit 1 for update);
+                  where w.cache_key = p_cache_key and w.line = -2 order by w.place limit 1 for update skip locked);
   if found then
     perform pg_notify('analysis_jobs', 'work');
   end if;

@@ -29,7 +29,8 @@ $$;
 -- What was enqueued after that has a place of at least that moment plus its priority, so the entries before it, all of
 -- jobs that have ended, need not be read: with a transaction open that keeps vacuum from removing them they can be many.
 -- It is a hint that may be wrong for a job whose enqueue took over two seconds to commit, so callers come without it now
--- and then. While anything is paused `looked_at_s` is null, for then jobs are left behind on purpose.
+-- and then. While anything is paused `looked_at_s` is null, for then jobs are left behind on purpose. Where there was
+-- nothing to take, a row without an id says when that was seen.
 create or replace function public.claim_analyses(
   p_worker_id text, p_limit integer, p_lease interval, p_types text[], p_token uuid default gen_random_uuid(),
   p_since_s double precision default null
@@ -60,7 +61,9 @@ begin
   end if;
   -- If the server dies before this commit reaches the disk, the job is pending again and the stale token is refused.
   perform set_config('synchronous_commit', 'off', true);
-  update analysis_jobs j set line = 0 where j.line = -1 and j.run_after <= now();
+  update analysis_jobs j set line = 0
+   where j.ctid = any (array(
+     select d.ctid from analysis_jobs d where d.line = -1 and d.run_after <= now() for update skip locked));
   return query
   with next_jobs as materialized (
     select c.row_id
@@ -90,6 +93,10 @@ begin
    where j.ctid = n.row_id
   returning j.id, j.lease_token, j.user_id, j.type, j.input, j.attempts, j.max_attempts,
             date_part('epoch', j.deadline_at - now()), date_part('epoch', now() - j.run_after), v_looked_at_s;
+  if not found and v_looked_at_s is not null then
+    looked_at_s := v_looked_at_s;
+    return next;
+  end if;
 end;
 $$;
 
@@ -234,7 +241,8 @@ end;
 $$;
 
 -- Takes jobs whose lease ran out from silent workers: back into the line, or to their end when their user asked for
--- a cancel or their attempts are used up. Answers how many, at most `p_limit`. Anybody may call it at any time.
+-- a cancel or their attempts are used up. Answers how many, at most `p_limit`. Anybody may call it at any time. Jobs that
+-- wait for one that is gone (its row was removed, or they were held when it ended) have its result, or one of them leads.
 create or replace function public.rescue_expired(p_error text default null, p_limit integer default 500)
 returns integer
 language plpgsql security definer
@@ -243,6 +251,7 @@ set enable_seqscan = off
 as $$
 declare
   v_job record;
+  v_key text;
   v_rescued integer := 0;
 begin
   for v_job in
@@ -278,6 +287,20 @@ begin
     v_rescued := v_rescued + 1;
     if v_job.leads and v_job.status <> 'pending' then
       perform analysis_pass_on(v_job.cache_key, null);
+    end if;
+  end loop;
+  for v_key in
+    select distinct f.cache_key from analysis_jobs f
+     where f.line = -2 and not exists (
+       select from analysis_jobs l where l.cache_key = f.cache_key and l.leads and l.line is not null)
+     limit p_limit
+  loop
+    -- Looked at again under the lock of those who enqueue: one of them may lead by now.
+    if pg_try_advisory_xact_lock(hashtextextended('aiworker.flight:' || v_key, 0)) and not exists (
+      select from analysis_jobs l where l.cache_key = v_key and l.leads and l.line is not null)
+    then
+      perform analysis_pass_on(
+        v_key, (select c.response from analysis_cache c where c.cache_key = v_key and c.expires_at > now()));
     end if;
   end loop;
   if v_rescued > 0 then

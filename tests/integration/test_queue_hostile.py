@@ -1,0 +1,146 @@
+"""What a client of the SQL functions may try, or leave behind: nobody else's job suffers from it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from fakes.queue_bench import LEASE_S, RULES, SHARED, TEXT
+
+from aiworker.analyses.registry import ANALYSES, checked_input
+from aiworker.domain.errors import InputRejected, InputTooLarge
+from aiworker.domain.job import JobStatus, NewJob
+from aiworker.domain.outcome import Completed
+from aiworker.queue.postgres import PostgresQueue
+
+ENQUEUE = "select job_id from enqueue_analysis($1, $2::text::jsonb, $3)"
+
+
+@pytest.fixture
+async def queue(database_url: str) -> AsyncIterator[PostgresQueue]:
+    async with PostgresQueue(database_url, RULES, timeout_s=20) as queue:
+        await queue.configure(RULES)
+        yield queue
+
+
+@pytest.fixture
+async def client(database_url: str) -> AsyncIterator[Any]:
+    """A connection of somebody who writes SQL by hand."""
+    connection = await asyncpg.connect(database_url, timeout=10)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def user(queue: PostgresQueue, client: Any) -> UUID:
+    """`client` acts for this user, as over RPC, from now on."""
+    user = uuid4()
+    await client.execute("set role authenticated")
+    claims = json.dumps({"sub": str(user), "role": "authenticated"})
+    await client.execute("select set_config('request.jwt.claims', $1, false)", claims)
+    return user
+
+
+def new_job(**changes: Any) -> NewJob:
+    return NewJob(**({"user_id": uuid4(), "type": TEXT, "input": {}} | changes))
+
+
+@pytest.mark.parametrize(
+    "unreadable", ['{"n": 1e400}', '{"a": ' + "[" * 2000 + "]" * 2000 + "}"], ids=["number", "depth"]
+)
+async def test_an_input_that_nobody_can_read_is_handed_out_beside_the_others(
+    queue: PostgresQueue, client: Any, unreadable: str
+) -> None:
+    good = (await queue.enqueue(new_job())).job_id
+    bad = await client.fetchval(ENQUEUE, TEXT, unreadable, uuid4())
+
+    claimed = {job.id: job for job in await queue.claim("w", 5, LEASE_S, [TEXT])}
+
+    assert set(claimed) == {good, bad}
+    with pytest.raises(InputRejected):
+        checked_input(ANALYSES["sofia_text"], claimed[bad].input)
+
+
+async def test_an_input_that_is_small_here_and_huge_as_text_is_refused(queue: PostgresQueue, client: Any) -> None:
+    digits = json.dumps({"a": ["N"] * 400}).replace('"N"', "1e100000")
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await client.fetchval(ENQUEUE, TEXT, digits, uuid4())
+    assert refused.value.sqlstate == "AW007"
+    with pytest.raises(InputTooLarge):
+        await queue.enqueue(new_job(input={"text": "x" * 17_000_000}))
+    assert not await queue.claim("w", 5, LEASE_S, [TEXT])
+
+
+async def test_null_is_what_was_left_out(queue: PostgresQueue, client: Any, user: UUID) -> None:
+    call = (
+        "select enqueue_analysis($1, '{}', p_priority => null, p_delay_s => null, p_use_cache => null,"
+        " p_unlimited => null, p_max_attempts => null, p_idempotency_key => null)"
+    )
+    for _ in range(RULES.max_active):
+        await client.fetchval(call, TEXT)
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await client.fetchval(call, TEXT)
+    assert refused.value.sqlstate == "AW001"
+    assert (await queue.depth()).pending == RULES.max_active
+
+
+async def test_a_delay_is_thirty_days_at_most(queue: PostgresQueue, client: Any, user: UUID) -> None:
+    for delay in ("1e9", "'Infinity'", "'NaN'"):
+        await client.execute(f"select enqueue_analysis($1, '{{}}', p_delay_s => {delay})", TEXT)
+    await client.execute("reset role")
+    assert not await client.fetchval("select count(*) from analysis_jobs where run_after > now() + interval '31 days'")
+
+
+@pytest.mark.parametrize("level", ["repeatable_read", "serializable"])
+async def test_the_limit_cannot_be_counted_in_an_old_snapshot(queue: PostgresQueue, client: Any, level: Any) -> None:
+    with pytest.raises(asyncpg.FeatureNotSupportedError, match="read committed"):
+        async with client.transaction(isolation=level):
+            await client.fetchval(ENQUEUE, TEXT, "{}", uuid4())
+
+
+async def test_a_row_that_somebody_holds_keeps_no_other_from_being_claimed(queue: PostgresQueue, client: Any) -> None:
+    held = (await queue.enqueue(new_job(delay_s=3600))).job_id
+    free = (await queue.enqueue(new_job())).job_id
+    await client.execute("update analysis_jobs set run_after = now() where id = $1", held)
+    async with client.transaction():
+        await client.execute("select from analysis_jobs where id = $1 for update", held)
+        async with asyncio.timeout(10):
+            assert [job.id for job in await queue.claim("w", 5, LEASE_S, [TEXT])] == [free]
+    assert [job.id for job in await queue.claim("w", 5, LEASE_S, [TEXT])] == [held]
+
+
+async def test_a_follower_that_somebody_holds_has_its_result_later(queue: PostgresQueue, client: Any) -> None:
+    await queue.enqueue(new_job(type=SHARED))
+    held = (await queue.enqueue(new_job(type=SHARED))).job_id
+    free = (await queue.enqueue(new_job(type=SHARED))).job_id
+    [first] = await queue.claim("w", 1, LEASE_S, [SHARED])
+    async with client.transaction():
+        await client.execute("select from analysis_jobs where id = $1 for update", held)
+        async with asyncio.timeout(10):
+            assert not await queue.finalise([(first.lease, Completed({"n": 1}, 60))])
+    assert (await queue.status(free, None)).result == {"n": 1}
+    assert (await queue.status(held, None)).status is JobStatus.PENDING
+
+    await queue.rescue()
+
+    assert (await queue.status(held, None)).result == {"n": 1}
+
+
+async def test_who_waited_for_a_job_that_was_removed_runs(queue: PostgresQueue, client: Any) -> None:
+    leaver = uuid4()
+    await queue.enqueue(new_job(type=SHARED, user_id=leaver))
+    followers = {(await queue.enqueue(new_job(type=SHARED))).job_id for _ in range(2)}
+    await client.execute("delete from analysis_jobs where user_id = $1", leaver)
+
+    await queue.rescue()
+
+    [heir] = await queue.claim("w", 5, LEASE_S, [SHARED])
+    assert heir.id in followers
+    await queue.rescue()
+    assert not await queue.finalise([(heir.lease, Completed({"n": 1}, 60))])
+    assert [(await queue.status(job_id, None)).result for job_id in followers] == [{"n": 1}] * 2
