@@ -1,0 +1,153 @@
+"""What a deployment is made of fits together: images, compose file, alert rules, dashboard."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aiworker.settings import Settings
+from aiworker.telemetry.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+COMPOSE = (ROOT / "compose.yaml").read_text()
+IMAGES = ("Dockerfile.cpu", "Dockerfile.cuda")
+_SIZES = {"m": 1, "g": 1024}
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(COMPOSE)
+    return loaded
+
+
+def metric_names() -> set[str]:
+    """Every name that a sample of ours can have."""
+    names = set()
+    for family in Metrics().registry.collect():
+        suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
+        names |= {family.name + suffix for suffix in suffixes.get(family.type, ("",))}
+    return names
+
+
+def metrics_in(query: str) -> set[str]:
+    return set(re.findall(r"\baiworker_[a-z_]+", query))
+
+
+def test_memory_limits_leave_something_of_24_gb() -> None:
+    limits = {name: service["mem_limit"] for name, service in compose()["services"].items()}
+    assert limits.keys() == compose()["services"].keys()
+    total = sum(int(size[:-1]) * _SIZES[size[-1]] for size in limits.values())
+    assert 20 * 1024 < total <= 24 * 1024
+
+
+def test_every_variable_of_the_compose_file_is_one_that_we_read() -> None:
+    ours = {name.upper() for name in Settings.model_fields} | {"HEALTH_URL"}
+    for name in ("gateway", "worker", "weights", "migrate"):
+        assert set(compose()["services"][name]["environment"]) <= ours, name
+
+
+def test_every_variable_that_compose_asks_for_is_in_the_example() -> None:
+    asked = set(re.findall(r"\$\{([A-Z_]+):\?", COMPOSE))
+    example = set(re.findall(r"^([A-Z_]+)=", (DEPLOY / "example.env").read_text(), re.MULTILINE))
+    assert asked <= example
+
+
+def test_services_of_ours_are_read_only_and_without_privileges() -> None:
+    for name in ("gateway", "worker", "weights", "migrate"):
+        service = compose()["services"][name]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_images_are_pinned_not_root_and_checked(image: str) -> None:
+    text = (ROOT / image).read_text()
+    assert re.search(r"^ARG BASE=\S+:\d+\.\d+\.\d+-\S+$", text, re.MULTILINE)
+    assert re.search(r"^USER 10001$", text, re.MULTILINE)
+    assert "HEALTHCHECK" in text
+    assert re.search(r'^ENTRYPOINT \["tini", "--", "aiworker"\]$', text, re.MULTILINE)
+    torch = re.search(r"^ARG TORCH=(\S+)", text, re.MULTILINE)
+    setup = re.search(r"^TORCH=(\S+)", (ROOT / "scripts" / "setup.sh").read_text(), re.MULTILINE)
+    assert torch
+    assert setup
+    assert torch[1] == setup[1]
+
+
+def test_what_images_leave_out_is_in_the_constraints() -> None:
+    left_out = (DEPLOY / "image" / "not-in-images.txt").read_text().split()
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert set(left_out) <= pinned.keys()
+    needed = {"aiohttp", "asyncpg", "click", "ultralytics", "prometheus_client"}
+    assert not needed & set(left_out)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_hadolint_finds_nothing(image: str) -> None:
+    hadolint = shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("no hadolint here")
+    done = subprocess.run([hadolint, str(ROOT / image)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_health_check_says_no_when_nobody_answers() -> None:
+    command = [sys.executable, str(DEPLOY / "image" / "healthcheck.py")]
+    done = subprocess.run(
+        command, env={"HEALTH_URL": "http://127.0.0.1:1/health"}, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "127.0.0.1:1" in done.stdout
+
+
+def test_promtool_accepts_the_rules_and_their_tests() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here (Debian: prometheus)")
+    for command in (("check", "config", "prometheus.yaml"), ("test", "rules", "rules.test.yaml")):
+        done = subprocess.run(
+            [promtool, *command], cwd=DEPLOY / "prometheus", check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rules() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load((DEPLOY / "prometheus" / "rules.yaml").read_text())["groups"][0][
+        "rules"
+    ]
+    return found
+
+
+def test_alerts_and_panels_ask_for_metrics_that_exist() -> None:
+    names = metric_names()
+    panels = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())["panels"]
+    queries = [rule["expr"] for rule in rules()] + [each["expr"] for panel in panels for each in panel["targets"]]
+    assert len(queries) > 25
+    for query in queries:
+        assert metrics_in(query), query
+        assert metrics_in(query) <= names, metrics_in(query) - names
+
+
+def test_every_alert_is_tested_in_both_ways_and_explained() -> None:
+    tests = yaml.safe_load((DEPLOY / "prometheus" / "rules.test.yaml").read_text())["tests"]
+    quiet, loud = (
+        {each["alertname"] for each in test["alert_rule_test"] if bool(each["exp_alerts"]) is fires}
+        for test, fires in zip(tests, (False, True), strict=True)
+    )
+    alerts = {rule["alert"] for rule in rules()}
+    assert quiet == loud == alerts
+    troubleshooting = (ROOT / "docs" / "troubleshooting.md").read_text()
+    assert {name for name in alerts if f"### {name}\n" not in troubleshooting} == set()
+
+
+def test_the_dashboard_is_what_its_script_writes() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "build_dashboard.py"))
+    assert (DEPLOY / "grafana" / "dashboard.json").read_text() == script["text"]()
