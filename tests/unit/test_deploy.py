@@ -92,10 +92,8 @@ def test_what_images_leave_out_is_in_the_constraints() -> None:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_hadolint_finds_nothing(image: str) -> None:
-    hadolint = shutil.which("hadolint")
-    if hadolint is None:
-        pytest.skip("no hadolint here")
-    done = subprocess.run([hadolint, str(ROOT / image)], check=False, capture_output=True, text=True)
+    hadolint = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([str(hadolint), str(ROOT / image)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -132,7 +130,7 @@ def test_alerts_and_panels_ask_for_metrics_that_exist() -> None:
     queries = [rule["expr"] for rule in rules()] + [each["expr"] for panel in panels for each in panel["targets"]]
     assert len(queries) > 25
     for query in queries:
-        assert metrics_in(query), query
+        assert metrics_in(query) or re.search(r"\bup\{", query), query
         assert metrics_in(query) <= names, metrics_in(query) - names
 
 
