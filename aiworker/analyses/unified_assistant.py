@@ -119,6 +119,9 @@ def _prompt(job: UnifiedAssistantInput, persona: Persona, facts: list[str]) -> P
         history=tuple(past_turn(past.role, past.content, "mensagem") for past in job.history[-_HISTORY_KEPT:]),
         max_tokens=256 if simple else 2048,
         temperature=0.8,
+        # Somebody sits and waits for it, and there is no answer by rule.
+        hedge=True,
+        allow_degraded=False,
     )
 
 

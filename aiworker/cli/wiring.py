@@ -19,12 +19,12 @@ from aiworker.gateway.app import Gateway, build_gateway
 from aiworker.gateway.auth import Authenticator
 from aiworker.gateway.ops import add_ops
 from aiworker.inference.pool import InferencePool
+from aiworker.llm.flight import Provider
 from aiworker.llm.gemini import GeminiModel
 from aiworker.llm.gemini_models import Price, price_of
 from aiworker.llm.lane import LaneRules
 from aiworker.llm.local_only import ALL, LocalOnlyRule
 from aiworker.llm.ollama import OllamaModel
-from aiworker.llm.pursuit import Provider
 from aiworker.llm.router import ModelRouter
 from aiworker.media.fetch import HttpImageSource, MediaLimits
 from aiworker.queue.listen import Listener

@@ -12,6 +12,7 @@ from aiworker.domain.completion import Completion
 _SAMPLES = 32
 _SAFE_QUANTILE = 0.95
 _LATE_QUANTILE = 0.9
+_LATE_BEYOND_LIKELY = 3.0
 _CHARS_PER_TOKEN = 3.5
 _TOKENS_PER_IMAGE = 1000
 _NEW_WEIGHT = 0.3
@@ -21,7 +22,7 @@ _UNFINISHED = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a request is. `kind` is what makes its answers alike: the analysis's name."""
+    """How large a request is. `kind` is what makes its answers alike: the analysis and how long they may be."""
 
     kind: str
     chars: int
@@ -131,8 +132,10 @@ class _Speed:
 
 
 def _outlook(guessed: list[float], seen: list[float]) -> Outlook:
-    safe_s, late_s = _quantile(guessed, _SAFE_QUANTILE), _quantile(seen, _LATE_QUANTILE)
-    return Outlook(statistics.median(guessed), statistics.fmean(guessed), safe_s, late_s)
+    likely_s = statistics.median(guessed)
+    # Where more than one in ten hang, the quantile is of those that hung.
+    late_s = min(_quantile(seen, _LATE_QUANTILE), _LATE_BEYOND_LIKELY * likely_s)
+    return Outlook(likely_s, statistics.fmean(guessed), _quantile(guessed, _SAFE_QUANTILE), late_s)
 
 
 def _quantile(samples: list[float], share: float) -> float:

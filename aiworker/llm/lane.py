@@ -13,7 +13,16 @@ from aiworker.llm.allowance import DayBudget, TokenBucket
 from aiworker.llm.breaker import Breaker, Evidence, Sign, evidence_of
 from aiworker.llm.forecast import Forecast, Outlook, Size
 from aiworker.llm.residence import Residence
-from aiworker.llm.situation import BUDGET_SPENT, LOCAL_ONLY, NO_VISION, RATE_LIMITED, SLOTS_FULL, TIMED_OUT, Standing
+from aiworker.llm.situation import (
+    BUDGET_SPENT,
+    LOCAL_ONLY,
+    LOST_RACE,
+    NO_VISION,
+    RATE_LIMITED,
+    SLOTS_FULL,
+    TIMED_OUT,
+    Standing,
+)
 from aiworker.llm.slots import Slots, Ticket
 from aiworker.llm.tuning import Tuning
 
@@ -132,13 +141,13 @@ class Lane:
             self.residence.gone()
         self._end(moment.now, call, evidence)
 
-    def left(self, moment: Moment, call: Call) -> bool:
+    def left(self, moment: Moment, call: Call) -> str:
         """We took the call back: it lost a race, or its time was over. Being late speaks against the provider.
 
-        Whether it had been sent. May be called for a call that has ended, which changes nothing.
+        Why it was sent in vain; "" where it was still in line, or had ended, which changes nothing.
         """
         if call.over:
-            return False
+            return ""
         now = moment.now
         sent_s = self._sent_s(now, call)
         late = call.ticket.granted_at is not None and sent_s >= call.late_s
@@ -147,7 +156,9 @@ class Lane:
         if call.ticket.granted_at is None:
             self._give_back(now, call)
         self._end(now, call, Evidence(Sign.FAILING, TIMED_OUT) if late else Evidence(Sign.NOTHING))
-        return call.ticket.granted_at is not None
+        if call.ticket.granted_at is None:
+            return ""
+        return TIMED_OUT if late else LOST_RACE
 
     def described(self, moment: Moment) -> dict[str, Any]:
         """For a person who looks. Times in seconds."""

@@ -10,8 +10,6 @@ from aiworker.llm.breaker import State
 from aiworker.llm.lane import Lane, Moment
 from aiworker.telemetry.metrics import Metrics
 
-LOST_RACE = "lost_race"
-
 
 class Measures:
     """Times in seconds."""

@@ -1,12 +1,9 @@
-"""One request on its way to an answer: does what `choice.decide` says, and tells the lanes what came of it."""
+"""One request on its way to an answer: does what `choice.decide` says until a call has answered or nobody can."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
 
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
@@ -20,9 +17,9 @@ from aiworker.domain.errors import (
     ProviderTimeout,
 )
 from aiworker.llm.choice import decide, why_not
+from aiworker.llm.flight import Flight, LineSentAway, Surroundings
 from aiworker.llm.forecast import Size
-from aiworker.llm.lane import Call, Lane, Moment
-from aiworker.llm.measures import LOST_RACE, Measures
+from aiworker.llm.lane import Moment
 from aiworker.llm.situation import (
     NOT_CONFIGURED,
     TIMED_OUT,
@@ -30,60 +27,14 @@ from aiworker.llm.situation import (
     Decision,
     GiveUp,
     Leave,
-    Run,
     Send,
     Standing,
     Try,
     Wait,
 )
-from aiworker.llm.tuning import Tuning
 
 _UNKNOWN_LATE = 0.4
 _FINAL = (AnswerInvalid, ProviderMisconfigured, ProviderRefused)
-
-
-class Provider(Protocol):
-    """A TextModel with a name and a session to close."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def sees_images(self) -> bool: ...
-
-    async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion: ...
-
-    async def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all requests share. `changed` wakes those that wait for a provider to come back."""
-
-    providers: Mapping[str, Provider]
-    lanes: Mapping[str, Lane]
-    tuning: Tuning
-    clock: Callable[[], Moment]
-    measures: Measures
-    changed: Callable[[], None]
-
-
-class _LineSentAway(Exception):
-    """The provider failed while the call was in line for it."""
-
-
-@dataclass(eq=False, slots=True)
-class _Flight:
-    """One call. `granted` becomes True with the slot, False when the line is sent away."""
-
-    name: str
-    since: float
-    granted: asyncio.Future[bool]
-    call: Call | None = None
-    task: asyncio.Task[Completion] | None = None
-
-    def as_run(self) -> Run:
-        return Run(self.name, self.since, self.call.ticket.granted_at if self.call else None)
 
 
 class Pursuit:
@@ -98,8 +49,10 @@ class Pursuit:
         self._deadline = Deadline(deadline.at - reserve_s)
         self._ask = Ask(request.order, self._deadline.at, total_s, least_s=around.tuning.least_s, hedge=request.hedge)
         chars = len(request.system) + len(request.prompt) + sum(len(turn.text) for turn in request.history)
-        self._size = Size(request.purpose, chars, len(request.images), request.max_tokens)
-        self._flights: dict[str, _Flight] = {}
+        # The same analysis may ask for a short answer and for a long one.
+        kind = f"{request.purpose} {request.max_tokens}"
+        self._size = Size(kind, chars, len(request.images), request.max_tokens)
+        self._flights: dict[str, Flight] = {}
         self._tries: dict[str, Try] = {}
         self._errors: dict[str, ProviderError] = {}
         self._passed_over: dict[str, str] = {}
@@ -119,14 +72,14 @@ class Pursuit:
                         self._send(name)
                     case Leave(name, code):
                         self._tried(name, code)
-                        await self._end([self._flights.pop(name)])
+                        await Flight.take_back([self._flights.pop(name)])
                     case Wait(until):
                         await self._wait(until)
                     case GiveUp():
                         raise self._nobody(step)
         finally:
             if self._flights:
-                await self._end(list(self._flights.values()))
+                await Flight.take_back(self._flights.values())
 
     def nudge(self, *_: object) -> None:
         """Something happened: decide again."""
@@ -156,59 +109,24 @@ class Pursuit:
         )
 
     def _send(self, name: str) -> None:
-        moment = self._around.clock()
-        flight = _Flight(name, moment.now, asyncio.get_running_loop().create_future())
-        self._flights[name] = flight
-
-        def end_of_line(granted: bool) -> None:
-            if not flight.granted.done():
-                flight.granted.set_result(granted)
-            self.nudge()
-
-        flight.call = self._around.lanes[name].enter(
-            moment,
+        self._flights[name] = Flight(
+            self._around,
+            name,
+            self._request,
             self._size,
-            deadline=self._deadline.at,
+            self._deadline,
             unknown_s=_UNKNOWN_LATE * self._ask.total_s,
-            on_end_of_line=end_of_line,
+            nudge=self.nudge,
         )
-        flight.task = asyncio.get_running_loop().create_task(self._fly(flight, flight.call))
-        flight.task.add_done_callback(self.nudge)
-
-    async def _fly(self, flight: _Flight, call: Call) -> Completion:
-        lane, measures = self._around.lanes[flight.name], self._around.measures
-        state = lane.breaker.state(self._around.clock().now)
-        try:
-            if not await flight.granted:
-                raise _LineSentAway
-            waited_s = self._around.clock().now - call.entered_at
-            measures.waited(lane.name, waited_s)
-            completion = await self._around.providers[lane.name].complete(self._request, self._deadline)
-        except ProviderError as error:
-            lane.failed(self._around.clock(), call, error)
-            measures.failed(lane.name, error)
-            raise
-        except BaseException:
-            if lane.left(self._around.clock(), call):
-                measures.wasted(lane.name, LOST_RACE)
-            raise
-        else:
-            moment = self._around.clock()
-            lane.answered(moment, call, completion)
-            measures.answered(completion, moment.now - call.entered_at)
-            return dataclasses.replace(completion, wait_ms=completion.wait_ms + 1000 * waited_s)
-        finally:
-            if lane.breaker.state(self._around.clock().now) != state:
-                self._around.changed()
 
     def _harvest(self) -> Completion | None:
         for name, flight in list(self._flights.items()):
-            if flight.task is None or not flight.task.done():
+            if not flight.task.done():
                 continue
             del self._flights[name]
             try:
                 return flight.task.result()
-            except _LineSentAway:
+            except LineSentAway:
                 self._tried(name, self._around.lanes[name].breaker.code)
             except ProviderError as error:
                 self._errors[name] = error
@@ -232,16 +150,6 @@ class Pursuit:
         finally:
             self._wake = None
             timer.cancel()
-
-    async def _end(self, flights: list[_Flight]) -> None:
-        tasks = [flight.task for flight in flights if flight.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for flight in flights:
-            # A task that was cancelled before its first step has told its lane nothing.
-            if flight.call is not None:
-                self._around.lanes[flight.name].left(self._around.clock(), flight.call)
 
     def _described(self, completion: Completion) -> Completion:
         order = list(dict.fromkeys(self._ask.order))

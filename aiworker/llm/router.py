@@ -8,9 +8,10 @@ from typing import Any
 
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
+from aiworker.llm.flight import Provider, Surroundings
 from aiworker.llm.lane import Lane, LaneRules, Moment
 from aiworker.llm.measures import Measures
-from aiworker.llm.pursuit import Provider, Pursuit, Surroundings
+from aiworker.llm.pursuit import Pursuit
 from aiworker.llm.tuning import Tuning
 from aiworker.telemetry.metrics import Metrics
 

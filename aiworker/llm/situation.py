@@ -14,6 +14,7 @@ TOO_LATE = "deadline_exceeded"
 SLOTS_FULL = "slots_full"
 RATE_LIMITED = "rate_limited_here"
 BUDGET_SPENT = "budget_spent"
+LOST_RACE = "lost_race"
 TIMED_OUT = "provider_timeout"
 
 

@@ -20,6 +20,7 @@ from aiworker.domain.errors import (
     NoProvider,
     ProviderRateLimited,
     ProviderRefused,
+    ProviderTimeout,
 )
 from aiworker.llm.gemini import GeminiModel
 from aiworker.llm.lane import LaneRules
@@ -241,3 +242,84 @@ async def test_what_failed_has_been_paid_for(router: ModelRouter, gemini: FakeGe
     gemini.script(Reply("x", finish="SAFETY"))
     assert (await router.complete(ask("gemini", "ollama"), soon())).provider == "ollama"
     assert router.snapshot()["gemini"]["spent_today_usd"] > 0
+
+
+async def test_hedge_asks_a_second_and_closes_the_losers_socket(router: ModelRouter, ollama: FakeOllama) -> None:
+    await router.complete(ask(), soon())
+    ollama.script(Reply(before=asyncio.Event()))
+    completion = await router.complete(ask(hedge=True), soon())
+    assert (completion.provider, completion.skipped) == ("gemini", {"ollama": "provider_timeout"})
+    await ollama.disconnected()
+    assert router.snapshot()["ollama"]["in_use"] == 0
+
+
+async def test_winner_of_a_race_closes_the_seconds_socket(
+    router: ModelRouter, ollama: FakeOllama, gemini: FakeGemini
+) -> None:
+    await router.complete(ask(), soon())
+    gate = asyncio.Event()
+    ollama.script(Reply(before=gate))
+    gemini.script(Reply(before=asyncio.Event()))
+    call = asyncio.create_task(router.complete(ask(hedge=True), soon()))
+    await gemini.hung()
+    gate.set()
+    assert (await call).provider == "ollama"
+    await gemini.disconnected()
+
+
+async def test_retry_info_is_waited_for_when_the_deadline_allows(router: ModelRouter, gemini: FakeGemini) -> None:
+    gemini.script(Reply(status=429, body=error_body(429, "RESOURCE_EXHAUSTED", quota_details("PerMinute", "0.3s"))))
+    assert (await router.complete(ask("gemini"), soon())).provider == "gemini"
+    assert len(gemini.requests) == 2
+
+
+async def test_a_used_up_day_is_left_alone_until_it_is_over(router: ModelRouter, gemini: FakeGemini) -> None:
+    quota = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerDayPerProject", "2s"))
+    gemini.script(Reply(status=429, body=quota))
+    assert (await router.complete(ask("gemini", "ollama"), soon())).provider == "ollama"
+    assert router.snapshot()["gemini"]["resting_s"] > 2
+
+
+async def test_line_is_sent_away_when_ollama_dies(router: ModelRouter, ollama: FakeOllama) -> None:
+    ollama.script(Reply(before=asyncio.Event()))
+    calls = [asyncio.create_task(router.complete(ask(), soon())) for _ in range(6)]
+    await ollama.hung()
+    assert router.snapshot()["ollama"]["waiting"] == 5
+    await ollama.stop()
+    completions = await asyncio.gather(*calls)
+    assert {completion.provider for completion in completions} == {"gemini"}
+    # The one that ran broke off, and after it a few found nobody: not all six.
+    assert router.snapshot()["ollama"]["failed"] < 5
+
+
+async def test_what_stays_here_is_not_sent_elsewhere(router: ModelRouter, gemini: FakeGemini) -> None:
+    assert (await router.complete(ask("gemini", "ollama", local_only=True), soon())).skipped == {"gemini": "local_only"}
+    assert gemini.requests == []
+
+
+async def test_metrics_say_what_happened(router: ModelRouter, ollama: FakeOllama, metrics: Metrics) -> None:
+    ollama.script(Reply(status=503, body={"error": "boom"}))
+    await router.complete(ask(), soon())
+    router.refresh_gauges()
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(name, labels)
+
+    assert value("aiworker_llm_breaker", provider="ollama", state="open") == 1
+    assert value("aiworker_llm_breaker", provider="gemini", state="closed") == 1
+    assert value("aiworker_llm_spills_total", provider="ollama", reason="provider_unavailable") == 1
+    assert value("aiworker_llm_wasted_calls_total", provider="ollama", reason="provider_unavailable") == 1
+    assert value("aiworker_llm_tokens_total", provider="gemini", direction="prompt") == 12
+    assert value("aiworker_llm_wait_seconds_count", provider="gemini") == 1
+    assert (value("aiworker_llm_cost_today_usd", provider="gemini") or 0) > 0
+    assert value("aiworker_llm_slots", provider="gemini", place="running") == 0
+
+
+async def test_degrades_before_the_deadline_is_lost(ollama: FakeOllama) -> None:
+    router = ModelRouter({"ollama": OllamaModel(ollama.url, "llama3.2:3b", None, 4096)}, {})
+    ollama.script(Reply(before=asyncio.Event()))
+    deadline = soon(1)
+    with pytest.raises(ProviderTimeout):
+        await router.complete(ask("ollama"), deadline)
+    assert deadline.remaining() > 0
+    await router.close()
