@@ -373,10 +373,13 @@ async def test_logs_are_json_and_hold_no_content_and_no_key(system: System) -> N
 
 
 async def test_sigterm_puts_a_running_job_back_without_costing_an_attempt(system: System) -> None:
-    hung = system.gemini.hangs
-    system.gemini.script(Reply(before=asyncio.Event()))
+    hung = system.gemini.hangs, system.ollama.hangs
+    # A chat that is late at one is asked of the other, too.
+    for server in (system.gemini, system.ollama):
+        server.script(Reply(before=asyncio.Event()))
     job_id = await system.enqueue("unified_assistant", {"message": "monte um cardápio de 2200 kcal"})
-    await system.gemini.hung(hung + 1)
+    await system.gemini.hung(hung[0] + 1)
+    await system.ollama.hung(hung[1] + 1)
     child = system.child()
     worker = system.stack.processes["worker"]
     worker.send_signal(signal.SIGTERM)
