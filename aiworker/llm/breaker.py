@@ -87,13 +87,13 @@ def quota_day(wall_s: float) -> str:
 
 
 class Breaker:
-    """Closed: calls go. Open: none does until `ready_at`. Half-open: one does, and its end closes or opens again."""
+    """Closed: calls go. Open: none does until `ready_at`. Half-open: one at a time does, and its end closes or opens again."""
 
     def __init__(self, tuning: Tuning) -> None:
         self._tuning = tuning
         self._open_until = 0.0
         self._on_trial = False
-        self._probe_until: float | None = None
+        self._probe_until = 0.0
         self._failures_in_row = 0
         self._openings = 0
         self._failing_since: float | None = None
@@ -105,13 +105,10 @@ class Breaker:
         return "half_open" if self._on_trial else "closed"
 
     def ready_at(self, now: float) -> float:
-        """When a call may go; while a probe is out, when its end is expected."""
+        """When a call may go; while a probe is out, when it is late, which is when another one may follow it."""
         if now < self._open_until:
             return self._open_until
-        if self._on_trial and self._probe_until is not None:
-            # An end that is overdue has no better forecast than soon.
-            return max(self._probe_until, now + self._tuning.backoff_s)
-        return now
+        return max(now, self._probe_until) if self._on_trial else now
 
     def worth_waiting(self, now: float) -> bool:
         """False in a long outage, whose end nobody knows; a server that named a time is waited for."""
@@ -120,7 +117,7 @@ class Breaker:
 
     def begin(self, now: float, expected_s: float) -> bool:
         """A call goes out. True when it is the probe, which `end` or `release` must be told about."""
-        if not self._on_trial or self._probe_until is not None:
+        if not self._on_trial or now < self._probe_until:
             return False
         self._probe_until = now + expected_s
         return True
@@ -128,7 +125,7 @@ class Breaker:
     def release(self, probe: bool) -> None:
         """A call ended without saying anything."""
         if probe:
-            self._probe_until = None
+            self._probe_until = 0.0
 
     def end(self, now: float, evidence: Evidence, *, probe: bool = False) -> None:
         """What a call's end says. Raises nothing."""

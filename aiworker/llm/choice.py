@@ -24,12 +24,13 @@ from aiworker.llm.situation import (
     Wait,
 )
 
-MOST_TRIES = 4
+# Pauses between them double, so time is the limit that counts.
+MOST_TRIES = 6
 # Of the whole time, for a provider of which nothing is known: one that hangs leaves the next one its chance.
 _UNKNOWN_LIKELY = 0.1
 _UNKNOWN_SAFE = 0.4
-# A call that takes so many times what 19 of 20 take will not come any more.
-_HOPELESS = 3.0
+# A call that takes so many times what is late already will not come any more.
+_HOPELESS = 2.0
 _HOPELESS_LEAST = 4.0
 # Predictions of a moment are compared with clocks: this much apart is the same moment.
 _SAME_S = 1e-6
@@ -135,7 +136,7 @@ def _beside(
         hopeless_at = run.sent_at + max(_HOPELESS * own.late_s, _HOPELESS_LEAST * ask.least_s)
         if hopeless_at > now + _SAME_S:
             moments.append(hopeless_at)
-        elif not free and now + own.late_s <= ask.end_at:
+        elif now + own.late_s <= ask.end_at:
             return Leave(run.name, TIMED_OUT)
     return Wait(min(moment for moment in moments if moment > now + _SAME_S))
 

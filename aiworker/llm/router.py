@@ -34,7 +34,8 @@ class ModelRouter:
         self._lanes = {name: Lane(name, rules.get(name, LaneRules()), tuning) for name in providers}
         self._clock, self._wall = clock, wall
         self._measures = Measures(metrics or Metrics())
-        self._under_way: set[Pursuit] = set()
+        # In the order in which they came, which is the order in which they are woken.
+        self._under_way: dict[Pursuit, None] = {}
         self._around = Surroundings(
             self._providers, self._lanes, tuning, self._now, self._measures, changed=self._wake_all
         )
@@ -46,11 +47,11 @@ class ModelRouter:
         NoProvider with all reasons otherwise.
         """
         pursuit = Pursuit(self._around, request, deadline)
-        self._under_way.add(pursuit)
+        self._under_way[pursuit] = None
         try:
             return await pursuit.run()
         finally:
-            self._under_way.discard(pursuit)
+            del self._under_way[pursuit]
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """Per provider, for a person who looks: breaker, slots, speeds and money. Times in seconds."""
@@ -74,5 +75,5 @@ class ModelRouter:
         return Moment(self._clock(), self._wall())
 
     def _wake_all(self) -> None:
-        for pursuit in self._under_way:
+        for pursuit in list(self._under_way):
             pursuit.nudge()

@@ -142,9 +142,9 @@ def test_second_is_asked_when_the_first_is_unusually_late_or_at_the_last_moment(
     known = {"ollama": Standing(outlook=takes(2, 4)), "gemini": Standing(outlook=takes(1, 3))}
     runs = [Run("ollama", NOW, NOW)]
     assert decide(ask(hedge=True), known, {}, runs, NOW) == Wait(NOW + 4)
-    assert decide(ask(), known, {}, runs, NOW) == Wait(NOW + 12)
+    assert decide(ask(9), known, {}, runs, NOW) == Wait(NOW + 6)
     assert decide(ask(hedge=True), known, {}, runs, NOW + 4) == Send("gemini")
-    assert decide(ask(), known, {}, runs, NOW + 12) == Send("gemini")
+    assert decide(ask(9), known, {}, runs, NOW + 6) == Send("gemini")
 
 
 def test_hanging_stranger_leaves_the_next_one_its_chance() -> None:
@@ -167,10 +167,13 @@ def test_in_line_until_the_others_last_moment() -> None:
 def test_hopeless_call_is_taken_back_while_another_try_fits() -> None:
     known = {"ollama": Standing(outlook=takes(1, 2))}
     runs = [Run("ollama", NOW, NOW)]
-    assert decide(ask(), known, {}, runs, NOW) == Wait(NOW + 6)
-    assert decide(ask(), known, {}, runs, NOW + 6) == Leave("ollama", TIMED_OUT)
+    assert decide(ask(), known, {}, runs, NOW) == Wait(NOW + 4)
+    assert decide(ask(), known, {}, runs, NOW + 4) == Leave("ollama", TIMED_OUT)
     # Too late for another try, this one may as well go on.
-    assert decide(ask(7), known, {}, runs, NOW + 6) == Wait(NOW + 7)
+    assert decide(ask(5), known, {}, runs, NOW + 4) == Wait(NOW + 5)
+    # That somebody else comes back soon changes nothing.
+    both = known | {"gemini": Standing(NOW + 4.1, "provider_timeout", outlook=takes(1, 2))}
+    assert decide(ask(hedge=True), both, {}, runs, NOW + 4) == Leave("ollama", TIMED_OUT)
 
 
 def test_each_reason_is_told() -> None:
