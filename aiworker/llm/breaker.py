@@ -87,7 +87,7 @@ def quota_day(wall_s: float) -> str:
 
 
 class Breaker:
-    """Closed: calls go. Open: none does until `ready_at`. Half-open: one at a time does, and its end closes or opens again."""
+    """Closed: calls go. Open: none does until `ready_at`. Half-open: one at a time does, whose end decides."""
 
     def __init__(self, tuning: Tuning) -> None:
         self._tuning = tuning

@@ -158,10 +158,10 @@ async def test_retry_after_is_honoured(router: ModelRouter, gemini: FakeGemini) 
 async def test_everybody_failing_is_no_provider_with_reasons(
     router: ModelRouter, ollama: FakeOllama, gemini: FakeGemini
 ) -> None:
-    ollama.script(*[Reply(status=500, body={"error": "boom"})] * 4)
+    ollama.script(*[Reply(status=500, body={"error": "boom"})] * 40)
     gemini.script(Reply("x", finish="SAFETY"))
     with pytest.raises(NoProvider) as caught:
-        await router.complete(ask("ollama", "gemini", "other"), soon())
+        await router.complete(ask("ollama", "gemini", "other"), soon(2))
     assert caught.value.reasons == {
         "ollama": "provider_unavailable",
         "gemini": "answer_blocked",
