@@ -15,6 +15,7 @@ from aiworker.domain.job import JobStatus, JobView, NewJob
 from aiworker.domain.messages import sentence
 from aiworker.domain.ports import JobIntake
 from aiworker.gateway.auth import Authenticator, Principal
+from aiworker.gateway.openapi import document
 from aiworker.gateway.replies import json_reply, language_of, replies
 from aiworker.gateway.schemas import EnqueueRequest, JobReference, job_reply
 from aiworker.telemetry.metrics import Metrics
@@ -99,6 +100,12 @@ def build_gateway(gateway: Gateway, metrics: Metrics, *, max_body_bytes: int) ->
         app.router.add_get(f"{prefix}/get-analysis-status", gateway.status)
         app.router.add_post(f"{prefix}/get-analysis-status", gateway.status)
         app.router.add_post(f"{prefix}/cancel-analysis", gateway.cancel)
+    described = document()
+
+    async def openapi(_request: web.Request) -> web.Response:
+        return json_reply(described)
+
+    app.router.add_get("/openapi.json", openapi)
     return app
 
 
