@@ -92,6 +92,7 @@ class Driver:
         for message in messages:
             if not self._take(lane, message, time.monotonic()):
                 lane.condemn(f"said {message.kind} out of turn")
+            if lane.index not in self._lanes:
                 return
         load = self.scheduler.load(lane.index)
         lane.heard(owes=bool(load and load.flights))

@@ -103,6 +103,9 @@ class Fleet:
     def lane_said(self, lane: Lane, messages: list[FromChild]) -> None:
         self._driver.lane_said(lane, messages)
 
+    def lane_doomed(self, lane: Lane) -> None:
+        self._driver.lane_lost(lane)
+
     def lane_lost(self, lane: Lane) -> None:
         self._driver.lane_lost(lane)
         if lane.index in self._leaving:

@@ -34,6 +34,10 @@ class LaneEvents(Protocol):
 
     def lane_said(self, lane: Lane, messages: list[FromChild]) -> None: ...
 
+    def lane_doomed(self, lane: Lane) -> None:
+        """The child will be killed in a moment, and what it has in hand is better done elsewhere from now on."""
+        ...
+
     def lane_lost(self, lane: Lane) -> None:
         """The child is gone; `state` says whether the lane has given up for now, `last_error` why."""
         ...
@@ -91,7 +95,9 @@ class Lane:
 
     def condemn(self, reason: str) -> None:
         """The child is killed and replaced by the next life."""
-        self._decide(reason)
+        if self._decide(reason) and self.ready is not None:
+            self.last_error = reason
+            self._events.lane_doomed(self)
 
     def retire(self) -> None:
         """The child is told to stop, and there is no next life."""
@@ -141,6 +147,8 @@ class Lane:
             await child.kill()
 
     def _hear(self, messages: list[Message]) -> None:
+        if self._verdict is None or self._verdict.done():
+            return
         if self.ready is not None:
             self._events.lane_said(self, messages)  # type: ignore[arg-type]
             return
@@ -161,9 +169,12 @@ class Lane:
         if self.ready is None:
             self.condemn(f"not ready after {self._policy.start_s:g} s")
 
-    def _decide(self, verdict: str | None) -> None:
-        if self._verdict is not None and not self._verdict.done():
-            self._verdict.set_result(verdict)
+    def _decide(self, verdict: str | None) -> bool:
+        """False when it was decided before."""
+        if self._verdict is None or self._verdict.done():
+            return False
+        self._verdict.set_result(verdict)
+        return True
 
     def _bury(self, reason: str) -> float:
         """Notes the death; how long to wait before the next life, in seconds."""
