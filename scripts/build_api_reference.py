@@ -15,7 +15,7 @@ Written by `scripts/build_api_reference.py` from the models that check requests;
 `GET /openapi.json` of the gateway.
 
 Send `Authorization: Bearer <token>`: a user's Supabase JWT, or the service key (also as `apikey`), which names the user
-in `userId`. Paths also work without `/functions/v1`. A request that is sent again with its `Idempotency-Key` is one job.
+in `userId`. Paths also work without `/functions/v1`. A request sent again with its `Idempotency-Key` is one job.
 
 ```sh
 curl -X POST $GATEWAY/functions/v1/enqueue-analysis -H "Authorization: Bearer $TOKEN" \\
