@@ -24,10 +24,11 @@ _TEMPLATE = "aiworker_template"
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the variables of the person who runs it."""
+    """No test sees the variables of the person who runs it, and no worker that it starts measures engines first."""
     for name in Settings.model_fields:
         for spelling in (name, name.upper()):
             monkeypatch.delenv(spelling, raising=False)
+    monkeypatch.setenv("INFERENCE_ENGINE", "torch")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -249,6 +249,15 @@ def bench(arguments: tuple[str, ...]) -> None:
     run_gate(arguments)
 
 
+@models.command("profile")
+@click.option("--again", is_flag=True, help="Measure anew, whatever is known.")
+def profile_model(again: bool) -> None:
+    """Show which engine serves here, how it compares, and why; measures when nothing is known yet (half a minute)."""
+    from aiworker.cli.profiles import show_profile
+
+    asyncio.run(show_profile(load_settings(), _console, again=again))
+
+
 @models.command("show")
 @click.argument("name")
 def show_model(name: str) -> None:

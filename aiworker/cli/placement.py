@@ -16,15 +16,18 @@ _OLLAMA_TIMEOUT_S = 2.0
 _MIB = 2**20
 
 
-def placement_for(settings: Settings) -> tuple[Machine, Placement]:
-    """Asks the kernel, NVML and Ollama. Blocks for up to seconds. Raises ConfigurationError when no child fits."""
+def placement_for(settings: Settings, *, processes: int = 0, threads: int = 0) -> tuple[Machine, Placement]:
+    """Asks the kernel, NVML and Ollama. Blocks for up to seconds. Raises ConfigurationError when no child fits.
+
+    `processes` and `threads` were found best by measuring; the operator's own settings come first.
+    """
     beside = ollama_is_here(settings.ollama_url)
     machine = read_machine(_ollama_share(settings.ollama_url) if beside and settings.ollama_url else None)
     wishes = Wishes(
         budget_mb=settings.memory_budget_mb,
         device=settings.inference_device,
-        processes=settings.inference_processes,
-        threads=settings.inference_threads,
+        processes=settings.inference_processes or processes,
+        threads=settings.inference_threads or threads,
         max_batch=settings.inference_max_batch,
         shares_with_ollama=beside,
     )

@@ -69,7 +69,12 @@ async def running_stack(settings: Settings, say: Say, *, log_dir: Path | None = 
         database_url = await _database(settings, cleanup, say)
         applied = await migrate(database_url)
         say(f"migrations: {len(applied)} applied" if applied else "migrations: up to date")
-        environment = os.environ | keys.environment() | {"DATABASE_URL": database_url, "YOLO_MODEL": str(weights)}
+        ours = {
+            "DATABASE_URL": database_url,
+            "YOLO_MODEL": str(weights),
+            "INFERENCE_ENGINE": settings.inference_engine,
+        }
+        environment = os.environ | keys.environment() | ours
         processes = {}
         for name, listener in (("worker", worker_socket), ("gateway", gateway_socket)):
             processes[name] = await cleanup.enter_async_context(

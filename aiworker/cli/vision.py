@@ -6,12 +6,10 @@ import asyncio
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 
-from aiworker.cli.placement import placement_for
+from aiworker.cli.profiles import plan_for, sample_picture
 from aiworker.domain.errors import InferenceUnavailable, WeightsUnavailable
 from aiworker.inference.care import CareRules
-from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, PoolRules
 from aiworker.inference.weights import resolve_weights
 from aiworker.settings import Settings
@@ -19,29 +17,20 @@ from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
 
 _log = get_logger(__name__)
-_PIXELS = 1_000_000
 
 
 async def vision_pool(settings: Settings, metrics: Metrics) -> InferencePool:
     """Not started yet. Raises WeightsUnavailable, ConfigurationError."""
     weights = await asyncio.to_thread(resolve_weights, settings.yolo_model, settings.models_dir)
-    _, placement = await asyncio.to_thread(placement_for, settings)
-    for note in placement.notes:
+    plan = await plan_for(settings, weights)
+    for note in plan.placement.notes:
         _log.info("placement", note=note)
-    specs = [
-        ChildSpec(
-            weights=str(weights),
-            device=plan.device,
-            threads=plan.threads,
-            confidence=settings.yolo_confidence,
-            max_pixels=int(settings.media_max_megapixels * _PIXELS),
-        )
-        for plan in placement.children
-    ]
+    _log.info("engine", engine=plan.specs[0].engine.partition(":")[2], why=plan.why)
+    specs, placement = plan.specs, plan.placement
     rules = PoolRules(
         max_batch=min(plan.max_batch for plan in placement.children),
         care=CareRules(budget_mb=placement.budget_mb),
-        canary=files("aiworker.cli").joinpath("data/fruits.jpg").read_bytes(),
+        canary=sample_picture(),
         times=settings.models_dir / "service-times.json",
     )
     return InferencePool(specs, rules, metrics)

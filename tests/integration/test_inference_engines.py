@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from fakes.shared_data import SHARED_DATA
 from PIL import Image
 
+from aiworker.cli.profiles import plan_for, sample_picture
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detection, Detections
 from aiworker.inference.engines.exports import ExportFailed, ensure_export, export_folder
@@ -22,6 +24,9 @@ from aiworker.inference.interface import Picture
 from aiworker.inference.letterbox import prepare
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool
+from aiworker.inference.profile import Candidate, Measured, Profile
+from aiworker.inference.profiling import Sample, known_or_measured, profile_file
+from aiworker.settings import load_settings
 
 _LONG = 100.0
 _FAMILIES = ("yolov8", "yolo11", "yolo26", "yolov8-seg")
@@ -136,3 +141,42 @@ def test_an_export_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> Non
         ensure_export(str(weights), "openvino", str(tmp_path))
     folder = export_folder(weights, "openvino", str(tmp_path))
     assert [each.name for each in folder.parent.iterdir()] == [f"{folder.name}.lock"]
+
+
+async def test_what_is_fastest_is_measured_once(folder: Path, yolo_weights: Path, tmp_path: Path) -> None:
+    spec = ChildSpec(str(yolo_weights), device="cpu", cache_dir=str(folder))
+    broken = Candidate("openvino", "fp64", 1, 1)
+    choices = [Candidate("torch", "fp32", 1, 1), broken, Candidate("openvino", "fp32", 1, 2)]
+    sample, said = Sample(sample_picture(), seconds=0.5), []
+    file = profile_file(tmp_path, spec, choices)
+    profile = await known_or_measured(file, spec, choices, sample, said.append)
+    assert [each.candidate for each in said] == choices
+    assert "fp64" in profile.measured[1].fault
+    assert profile.chosen is not None
+    assert profile.chosen.candidate.engine in ("torch", "openvino")
+    assert all(each.images_per_s > 0 and each.forward_ms > 0 and each.rss_mb > 50 for each in profile.measured[::2])
+    said.clear()
+    assert await known_or_measured(file, spec, choices, sample, said.append) == profile
+    assert not said
+
+
+async def test_the_worker_serves_with_what_was_chosen(
+    yolo_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = Measured(Candidate("openvino", "fp32", 1, 1, pinned=True), images_per_s=9.0)
+
+    async def known(*arguments: object) -> Profile:
+        return Profile((best,))
+
+    monkeypatch.setattr("aiworker.cli.profiles.known_or_measured", known)
+    plan = await plan_for(load_settings(inference_engine="auto", models_dir=tmp_path), yolo_weights)
+    (spec,) = plan.specs
+    assert (spec.engine, spec.threads, spec.pinned, spec.device) == (_ENGINES["openvino"], 1, True, "cpu")
+    assert "9.0 images/s" in plan.why
+    best = replace(best, fault="broken")
+    fallen = await plan_for(load_settings(inference_engine="auto", models_dir=tmp_path), yolo_weights)
+    assert {each.engine for each in fallen.specs} == {_ENGINES["torch"]}
+    set_by_hand = await plan_for(
+        load_settings(inference_engine="openvino", inference_precision="bf16", inference_processes=3), yolo_weights
+    )
+    assert [(each.engine, each.precision) for each in set_by_hand.specs] == [(_ENGINES["openvino"], "bf16")] * 3

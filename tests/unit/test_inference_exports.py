@@ -58,7 +58,7 @@ def test_many_at_once_make_one(weights: Path, made: list[Path]) -> None:
 
 def test_other_weights_formats_and_versions_have_other_exports(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {export_folder(weights, kind) for kind in ("openvino", "tensorrt")}
-    monkeypatch.setattr(exports, "_version", lambda package: "99")
+    monkeypatch.setattr(exports, "version", lambda package: "99")
     names.add(export_folder(weights, "openvino"))
     weights.write_bytes(b"other numbers")
     names.add(export_folder(weights, "openvino"))

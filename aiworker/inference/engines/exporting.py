@@ -12,7 +12,7 @@ from pathlib import Path
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 from aiworker.inference.engines.exports import write_head  # noqa: E402
-from aiworker.inference.engines.torch_engine import raw_network  # noqa: E402
+from aiworker.inference.engines.torch_engine import raw_network, write_tensorrt  # noqa: E402
 from aiworker.inference.kernel import die_with  # noqa: E402
 
 
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
 
         write_network(network, example, folder)
     else:
-        raise ValueError(f"no export to {kind!r}")
+        write_tensorrt(weights, folder)
     write_head(head, folder)
 
 

@@ -61,8 +61,8 @@ def ensure_export(weights: str, kind: str, cache_dir: str = "", *, timeout_s: fl
 
 def export_folder(weights: Path, kind: str, cache_dir: str = "") -> Path:
     """Where the export of exactly these weights by exactly these versions is kept."""
-    versions = {name: _version(name) for name in FORMATS[kind]}
-    named = orjson.dumps([_REVISION, _checksum(weights, weights.stat().st_mtime_ns), kind, versions])
+    versions = {name: version(name) for name in FORMATS[kind]}
+    named = orjson.dumps([_REVISION, checksum(weights, weights.stat().st_mtime_ns), kind, versions])
     root = Path(cache_dir) if cache_dir else weights.parent / ".cache"
     return root / "exports" / f"{weights.stem}-{kind}-{hashlib.sha256(named).hexdigest()[:16]}"
 
@@ -105,12 +105,14 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 @lru_cache(maxsize=8)
-def _checksum(weights: Path, changed_ns: int) -> str:
+def checksum(weights: Path, changed_ns: int) -> str:
+    """SHA-256 of a file, read once for each `changed_ns`."""
     with weights.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Empty where the package is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -9,21 +9,26 @@ See docs/adr/003-engines-without-torchvision.md.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from ultralytics.models import YOLO
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import nms
 
+from aiworker.inference.engines.exports import ensure_export
 from aiworker.inference.heads import Head, visible
 from aiworker.inference.interface import Box, Picture, Prepared
 from aiworker.inference.letterbox import boxes_of, prepare
 from aiworker.inference.messages import MAX_BATCH, ChildSpec
 
 _TASKS = ("detect", "segment")
+_TENSORRT = "network.engine"
+_TENSORRT_BATCH = 16
 
 
 class TorchEngine:
@@ -37,8 +42,7 @@ class TorchEngine:
 
     def load(self) -> None:
         """Raises FileNotFoundError, and what ultralytics raises for a file that is no checkpoint."""
-        cuda = self._device.type == "cuda"
-        self._model = _checkpoint(self._spec.weights, self._device, fp16=cuda, channels_last=True if cuda else None)
+        self._model = self._opened()
         self._stride = int(self._model.backend.stride)
         # Loading may change it, so this comes last.
         torch.set_num_threads(self._spec.threads)
@@ -85,10 +89,50 @@ class TorchEngine:
                 for index, (rows, image) in enumerate(zip(found, images, strict=True))
             ]
 
+    def _opened(self) -> AutoBackend:
+        cuda = self._device.type == "cuda"
+        return _checkpoint(self._spec.weights, self._device, fp16=cuda, channels_last=True if cuda else None)
+
     def _loaded(self) -> AutoBackend:
         if self._model is None:
             raise RuntimeError("load() comes first")
         return self._model
+
+
+class TensorRtEngine(TorchEngine):
+    """The same on TensorRT in fp16: an export that ultralytics makes, for this card and this TensorRT only."""
+
+    def __init__(self, spec: ChildSpec) -> None:
+        super().__init__(spec)
+        if self._device.type != "cuda":
+            raise ValueError("TensorRT needs a CUDA device")
+
+    @property
+    def label(self) -> str:
+        return "tensorrt-cuda-fp16"
+
+    @property
+    def pass_size(self) -> int:
+        return _TENSORRT_BATCH
+
+    def _opened(self) -> AutoBackend:
+        export = ensure_export(self._spec.weights, "tensorrt", self._spec.cache_dir)
+        model: AutoBackend = AutoBackend(str(export.folder / _TENSORRT), device=self._device, fp16=True, verbose=False)
+        return model
+
+
+def write_tensorrt(weights: str, folder: Path) -> None:
+    """For any number of pictures up to a pass, of any size up to 640 pixels. Takes minutes, and a GPU."""
+    copy = folder / Path(weights).name
+    shutil.copyfile(weights, copy)
+    try:
+        # `nms=False` keeps the head that needs no suppression, where the checkpoint has one.
+        made = YOLO(str(copy)).export(
+            format="engine", quantize=16, dynamic=True, batch=_TENSORRT_BATCH, nms=False, device=0, verbose=False
+        )
+        Path(made).rename(folder / _TENSORRT)
+    finally:
+        copy.unlink()
 
 
 class RawNetwork(torch.nn.Module):

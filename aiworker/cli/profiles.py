@@ -1,0 +1,130 @@
+"""What the worker's children are told: engine, processes and threads, chosen by measuring; and that as a table."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from aiworker.cli.placement import placement_for
+from aiworker.inference.messages import ChildSpec
+from aiworker.inference.placement import Placement
+from aiworker.inference.profile import ENGINES, FALLBACK, Candidate, Measured, Profile, candidates
+from aiworker.inference.profiling import Sample, known_or_measured, measure_all, profile_file, serving, write
+from aiworker.inference.weights import resolve_weights
+from aiworker.settings import Settings
+from aiworker.telemetry.logs import configure_logging, get_logger
+
+_log = get_logger(__name__)
+_PIXELS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One spec for each child of the placement."""
+
+    specs: list[ChildSpec]
+    placement: Placement
+    why: str
+
+
+async def plan_for(settings: Settings, weights: Path) -> Plan:
+    """Measures for half a minute the first time that these weights are served on a CPU. Raises ConfigurationError."""
+    machine, placement = await asyncio.to_thread(placement_for, settings)
+    spec = _spec(settings, weights)
+    if settings.inference_engine != "auto" or placement.children[0].device != "cpu":
+        engine = FALLBACK if settings.inference_engine == "auto" else settings.inference_engine
+        why = "INFERENCE_ENGINE" if settings.inference_engine != "auto" else "there is a GPU"
+        precision = settings.inference_precision if engine == "openvino" else "fp32"
+        return _placed(replace(spec, engine=ENGINES[engine], precision=precision), placement, why)
+    choices = _choices(settings, machine.cores)
+    file = await asyncio.to_thread(profile_file, _cache_dir(settings), spec, choices)
+    profile = await known_or_measured(file, spec, choices, Sample(sample_picture()), _report)
+    if (chosen := profile.chosen) is None:
+        return _placed(replace(spec, engine=ENGINES[FALLBACK]), placement, profile.why)
+    best = chosen.candidate
+    _, placement = await asyncio.to_thread(placement_for, settings, processes=best.processes, threads=best.threads)
+    return _placed(serving(spec, best), placement, profile.why)
+
+
+async def show_profile(settings: Settings, console: Console, *, again: bool) -> None:
+    """Raises WeightsUnavailable, ConfigurationError."""
+    configure_logging("ERROR", "profile")
+    weights = await asyncio.to_thread(resolve_weights, settings.yolo_model, settings.models_dir)
+    machine, _ = await asyncio.to_thread(placement_for, settings)
+    spec, choices = _spec(settings, weights), _choices(settings, machine.cores)
+    file = profile_file(_cache_dir(settings), spec, choices)
+    sample = Sample(sample_picture())
+    with console.status("measuring"):
+        if again:
+            profile = await measure_all(spec, choices, sample)
+            await asyncio.to_thread(write, file, profile)
+        else:
+            profile = await known_or_measured(file, spec, choices, sample)
+    console.print(table_of(profile))
+    console.print(f"chosen: {profile.why}")
+
+
+def table_of(profile: Profile) -> Table:
+    """One row for each candidate, the chosen one marked."""
+    table = Table(box=None)
+    for heading in ("engine", "precision", "processes x threads", "images/s", "model ms", "MB", ""):
+        table.add_column(heading, justify="right" if heading in ("images/s", "model ms", "MB") else "left")
+    for each in profile.measured:
+        figures = [f"{value:.{digits}f}" for value, digits in ((each.images_per_s, 1), (each.forward_ms, 1))]
+        numbers = ["", "", ""] if each.fault else [*figures, f"{each.rss_mb:.0f}"]
+        note = each.fault or ("chosen" if each is profile.chosen else "")
+        table.add_row(each.candidate.engine, each.candidate.precision, _split(each.candidate), *numbers, note)
+    return table
+
+
+def sample_picture() -> bytes:
+    """A photo on which COCO's classes find something; our own."""
+    return files("aiworker.cli").joinpath("data/fruits.jpg").read_bytes()
+
+
+def _placed(spec: ChildSpec, placement: Placement, why: str) -> Plan:
+    specs = [replace(spec, device=child.device, threads=child.threads) for child in placement.children]
+    return Plan(specs, placement, why)
+
+
+def _spec(settings: Settings, weights: Path) -> ChildSpec:
+    return ChildSpec(
+        weights=str(weights),
+        device="cpu",
+        confidence=settings.yolo_confidence,
+        max_pixels=int(settings.media_max_megapixels * _PIXELS),
+        cache_dir=str(_cache_dir(settings)),
+    )
+
+
+def _choices(settings: Settings, cores: int) -> list[Candidate]:
+    return candidates(
+        cores,
+        precision=settings.inference_precision,
+        processes=settings.inference_processes,
+        threads=settings.inference_threads,
+    )
+
+
+def _cache_dir(settings: Settings) -> Path:
+    return (settings.models_dir / ".cache").absolute()
+
+
+def _split(candidate: Candidate) -> str:
+    return f"{candidate.processes} x {candidate.threads}{', pinned' if candidate.pinned else ''}"
+
+
+def _report(measured: Measured) -> None:
+    _log.info(
+        "measured",
+        engine=measured.candidate.engine,
+        precision=measured.candidate.precision,
+        split=_split(measured.candidate),
+        images_per_s=round(measured.images_per_s, 1),
+        fault=measured.fault or None,
+    )

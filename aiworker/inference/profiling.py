@@ -1,0 +1,175 @@
+"""Measures the candidates with real children, and keeps what came of it by machine, weights and package versions."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import orjson
+
+from aiworker.domain.deadline import Deadline
+from aiworker.domain.detection import Detections
+from aiworker.domain.errors import WorkerError
+from aiworker.inference.engines.exports import checksum, version
+from aiworker.inference.messages import ChildSpec
+from aiworker.inference.pool import InferencePool
+from aiworker.inference.profile import ENGINES, Candidate, Measured, Profile, agrees, has_drifted
+
+_PACKAGES = ("aiworker", "openvino", "torch", "ultralytics")
+_START_S = 180.0
+_CHECK_AGE_S = 7 * 24 * 3600.0
+Said = Callable[[Measured], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What is run through a candidate: an encoded picture on which the weights find something, for how long."""
+
+    picture: bytes
+    seconds: float = 1.5
+
+
+async def measure(spec: ChildSpec, candidate: Candidate, sample: Sample, reference: Detections | None) -> Measured:
+    """Starts the candidate's children, keeps them busy, and stops them. Never raises for what a candidate does."""
+    pool = InferencePool([serving(spec, candidate)] * candidate.processes)
+    await pool.start()
+    try:
+        async with asyncio.timeout(_START_S):
+            await pool.wait_ready()
+        first = await pool.detect(sample.picture, Deadline.after(_START_S))
+        if reference is not None and not agrees(first, reference, candidate.precision, spec.confidence):
+            return Measured(candidate, fault=f"detects other things than {reference.engine}")
+        found = await _kept_busy(pool, sample, 3 * candidate.processes)
+        return Measured(
+            candidate,
+            images_per_s=len(found) / sample.seconds,
+            forward_ms=median(each.inference_ms / each.batch_size for each in found or [first]),
+            rss_mb=pool.memory_mb,
+        )
+    except (WorkerError, TimeoutError) as error:
+        return Measured(candidate, fault=str(error)[:200] or type(error).__name__)
+    finally:
+        await pool.stop()
+
+
+async def measure_all(
+    spec: ChildSpec, choices: Sequence[Candidate], sample: Sample, say: Said = lambda measured: None
+) -> Profile:
+    """One candidate after the other. The first whose engine works is the reference that the others must agree with."""
+    measured: list[Measured] = []
+    reference = await _reference(spec, sample)
+    for candidate in choices:
+        measured.append(await measure(spec, candidate, sample, reference))
+        say(measured[-1])
+    return Profile(tuple(measured), time.time())
+
+
+async def known_or_measured(
+    file: Path, spec: ChildSpec, choices: Sequence[Candidate], sample: Sample, say: Said = lambda measured: None
+) -> Profile:
+    """The profile in `file`; measured, and kept there, when there is none or the old one holds no more.
+
+    One that is older than a week is held against a short run of its own choice.
+    """
+    kept = read(file)
+    if kept is not None and not await _has_aged(kept, spec, sample):
+        return kept
+    profile = await measure_all(spec, choices, sample, say)
+    await asyncio.to_thread(write, file, profile)
+    return profile
+
+
+def serving(spec: ChildSpec, candidate: Candidate) -> ChildSpec:
+    """`spec` for one child of the candidate."""
+    return replace(
+        spec,
+        engine=ENGINES[candidate.engine],
+        precision=candidate.precision,
+        threads=candidate.threads,
+        pinned=candidate.pinned,
+    )
+
+
+def profile_file(cache_dir: Path, spec: ChildSpec, choices: Sequence[Candidate]) -> Path:
+    """Named by all that may change the outcome. Reads the weights once."""
+    weights = Path(spec.weights)
+    named = orjson.dumps(
+        [
+            [_processor(), len(os.sched_getaffinity(0))],
+            [checksum(weights, weights.stat().st_mtime_ns), spec.image_size],
+            {package: version(package) for package in _PACKAGES},
+            [asdict(candidate) for candidate in choices],
+        ]
+    )
+    return cache_dir / "profiles" / f"{weights.stem}-{hashlib.sha256(named).hexdigest()[:16]}.json"
+
+
+def read(file: Path) -> Profile | None:
+    """None where there is no profile, or none that this version wrote."""
+    try:
+        kept = orjson.loads(file.read_bytes())
+        measured = tuple(Measured(**{**each, "candidate": Candidate(**each["candidate"])}) for each in kept["measured"])
+        return Profile(measured, float(kept["measured_at"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write(file: Path, profile: Profile) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_suffix(f".{os.getpid()}")
+    fresh.write_bytes(orjson.dumps(asdict(profile), option=orjson.OPT_INDENT_2))
+    fresh.replace(file)
+
+
+async def _reference(spec: ChildSpec, sample: Sample) -> Detections | None:
+    """What torch finds, with whatever threads; None where it does not work."""
+    pool = InferencePool([replace(spec, engine=ENGINES["torch"], threads=1)])
+    await pool.start()
+    try:
+        async with asyncio.timeout(_START_S):
+            await pool.wait_ready()
+        return await pool.detect(sample.picture, Deadline.after(_START_S))
+    except (WorkerError, TimeoutError):
+        return None
+    finally:
+        await pool.stop()
+
+
+async def _kept_busy(pool: InferencePool, sample: Sample, askers: int) -> list[Detections]:
+    """What was answered within the sample's seconds, by as many askers as keep every child's hands full."""
+    found: list[Detections] = []
+    ends = time.monotonic() + sample.seconds
+
+    async def ask() -> None:
+        while time.monotonic() < ends:
+            detections = await pool.detect(sample.picture, Deadline.after(_START_S))
+            if time.monotonic() < ends:
+                found.append(detections)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(askers):
+            group.create_task(ask())
+    return found
+
+
+async def _has_aged(profile: Profile, spec: ChildSpec, sample: Sample) -> bool:
+    if time.time() - profile.measured_at < _CHECK_AGE_S or (chosen := profile.chosen) is None:
+        return False
+    now = await measure(spec, chosen.candidate, sample, None)
+    return bool(now.fault) or has_drifted(chosen.forward_ms, [now.forward_ms])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiworker.domain.detection import Detection, Detections
+from aiworker.inference.messages import ChildSpec
+from aiworker.inference.profile import Candidate, Measured, Profile, agrees, candidates, has_drifted
+from aiworker.inference.profiling import profile_file, read, serving, write
+
+
+def _measured(rate: float, processes: int = 1, fault: str = "") -> Measured:
+    return Measured(Candidate("openvino", "fp32", processes, 1), images_per_s=rate, fault=fault)
+
+
+@given(st.integers(1, 64))
+def test_candidates_use_the_cores_that_there_are(cores: int) -> None:
+    found = candidates(cores)
+    assert found[0].engine == "torch"
+    assert len(set(found)) == len(found)
+    for each in found:
+        assert each.processes * each.threads <= cores
+        assert each.processes == 1 or not each.pinned
+        assert each.precision == "fp32", "another precision is only for those who ask for it"
+
+
+def test_what_the_operator_has_set_is_not_measured_away() -> None:
+    found = candidates(8, precision="bf16", processes=3, threads=1)
+    assert {(each.processes, each.threads) for each in found} == {(3, 1)}
+    assert {(each.engine, each.precision) for each in found} == {
+        ("torch", "fp32"),
+        ("openvino", "fp32"),
+        ("openvino", "bf16"),
+    }
+
+
+def test_the_fastest_is_chosen() -> None:
+    slow, fast = _measured(10), _measured(20)
+    profile = Profile((slow, fast, _measured(30, fault="detects other things")))
+    assert profile.chosen is fast
+    assert "20.0 images/s" in profile.why
+
+
+def test_of_nearly_equals_the_one_that_may_lose_a_process_is_chosen() -> None:
+    one, two, slower = _measured(20), _measured(19.2, processes=2), _measured(18, processes=4)
+    assert Profile((one, two, slower)).chosen is two
+    assert "96%" in Profile((one, two, slower)).why
+
+
+def test_nothing_that_works_leaves_the_fallback() -> None:
+    profile = Profile((_measured(0, fault="no weights"),))
+    assert profile.chosen is None
+    assert "torch" in profile.why
+
+
+def _found(*items: tuple[int, float, float]) -> Detections:
+    boxes = tuple(Detection(kind, str(kind), conf, (x, 0.0, x + 100, 100.0)) for kind, conf, x in items)
+    return Detections(boxes, 640, 480, "m", "e", 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "precision", "same"),
+    [
+        (_found((1, 0.90, 0), (2, 0.50, 300)), "fp32", True),
+        (_found((2, 0.505, 300.2), (1, 0.895, 0)), "fp32", True),
+        (_found((1, 0.90, 0), (3, 0.50, 300)), "fp32", False),
+        (_found((1, 0.90, 0), (2, 0.52, 300)), "fp32", False),
+        (_found((1, 0.90, 0), (2, 0.50, 302)), "fp32", False),
+        (_found((1, 0.90, 0)), "fp32", False),
+        (_found((1, 0.90, 0), (2, 0.50, 300), (2, 0.50, 300)), "fp32", False),
+        (_found((1, 0.90, 0), (2, 0.50, 300), (7, 0.355, 200)), "fp32", True),
+        (_found((1, 0.85, 0), (2, 0.55, 305)), "bf16", True),
+        (_found((1, 0.60, 0), (2, 0.50, 300)), "bf16", False),
+        (_found(), "bf16", False),
+    ],
+)
+def test_an_engine_must_detect_what_the_reference_does(found: Detections, precision: str, same: bool) -> None:
+    assert agrees(found, _found((1, 0.90, 0), (2, 0.50, 300)), precision, least=0.35) is same
+
+
+def test_drift_is_a_lasting_change_and_no_hiccup() -> None:
+    assert not has_drifted(40, [41, 39, 400])
+    assert has_drifted(40, [70, 90, 41])
+    assert has_drifted(40, [20, 21, 60])
+    assert not has_drifted(40, [])
+
+
+def test_a_profile_is_read_back_and_a_broken_one_is_none(tmp_path: Path) -> None:
+    profile = Profile((_measured(20), _measured(0, fault="no")), measured_at=1.5)
+    file = tmp_path / "profiles" / "one.json"
+    assert read(file) is None
+    write(file, profile)
+    assert read(file) == profile
+    assert [each.name for each in file.parent.iterdir()] == ["one.json"]
+    for damage in (b"{", b"[]", b'{"measured": [{"candidate": {}}], "measured_at": 1}'):
+        file.write_bytes(damage)
+        assert read(file) is None
+
+
+def test_other_weights_and_other_choices_have_other_profiles(tmp_path: Path) -> None:
+    weights = tmp_path / "a.pt"
+    weights.write_bytes(b"1")
+    names = {profile_file(tmp_path, ChildSpec(str(weights)), choices) for choices in (candidates(2), candidates(4))}
+    weights.write_bytes(b"22")
+    names.add(profile_file(tmp_path, ChildSpec(str(weights)), candidates(2)))
+    assert len(names) == 3
+
+
+def test_a_candidate_becomes_what_its_child_is_told() -> None:
+    spec = serving(ChildSpec("w.pt", confidence=0.4), Candidate("openvino", "bf16", 1, 3, pinned=True))
+    assert (spec.engine.rpartition(":")[2], spec.precision, spec.threads, spec.pinned, spec.confidence) == (
+        "OpenVinoEngine",
+        "bf16",
+        3,
+        True,
+        0.4,
+    )
