@@ -53,7 +53,8 @@ def instructions(body: Body) -> str:
 
 
 def everything(body: Body) -> str:
-    return json.dumps(body, ensure_ascii=False)
+    turns = body.get("messages") or body["contents"]
+    return json.dumps({"system": system_of(body), "user": turns[-1]}, ensure_ascii=False)
 
 
 def plain_text(body: Body) -> str:
@@ -62,7 +63,7 @@ def plain_text(body: Body) -> str:
 
 def out_of_bounds(body: Body) -> str:
     foods = [{"name": "<script>", "grams": 10**9, "confidence": -7}, {"name": "", "grams": -1, "confidence": 2}]
-    return json.dumps({"foods": foods, "meal_type": "DROP TABLE", "notes": "x" * 10_000, "admin": True})
+    return json.dumps({"foods": foods, "meal_type": "DROP TABLE", "notes": "x" * 500, "admin": True})
 
 
 OBEYING: tuple[Callable[[Body], str], ...] = (instructions, everything, plain_text, out_of_bounds)
