@@ -2,9 +2,9 @@
 # Builds and tries an image where there is no Docker: buildah in a chroot, on a base made by debootstrap.
 #   deploy/image/build.sh base            a Debian with Python, from the distribution's archive
 #   deploy/image/build.sh cpu|cuda        the image, on that base
-#   deploy/image/build.sh try             runs the CPU image: commands, migrations, gateway and worker until healthy
-# Environment: SUITE (bookworm), MIRROR (http://deb.debian.org/debian), VOLUMES (more -v arguments: pip's configuration,
-# a folder of wheels), DATABASE_URL (for try).
+#   deploy/image/build.sh try             runs the CPU image: commands, migrations, gateway and worker until healthy, a job
+# Environment: SUITE (bookworm), MIRROR (http://deb.debian.org/debian), VOLUMES (more -v arguments for the build: pip's
+# configuration, a folder of wheels); for try DATABASE_URL, and WEIGHTS, a folder with yolov8n.pt (else it is pulled).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -39,11 +39,13 @@ try_it() {
     container="$(buildah from localhost/aiworker:cpu)"
     # shellcheck disable=SC2064
     trap "buildah rm $container >/dev/null" EXIT
-    inside() { buildah run --user 10001 --env DATABASE_URL="$DATABASE_URL" "$@"; }
+    local weights=()
+    [ -n "${WEIGHTS:-}" ] && weights=(-v "$WEIGHTS:/weights:ro" --env YOLO_MODEL=/weights/yolov8n.pt)
+    inside() { buildah run --user 10001 "${weights[@]}" --env DATABASE_URL="$DATABASE_URL" "$@"; }
     inside "$container" -- aiworker --version
     inside "$container" -- sh -c 'test "$(id -u)" = 10001 && ! touch /opt/aiworker/x 2>/dev/null && touch /tmp/x && echo "not root, and the program is not ours to change"'
     inside "$container" -- aiworker migrate
-    inside "$container" -- aiworker models pull yolov8n
+    [ -n "${WEIGHTS:-}" ] || inside "$container" -- aiworker models pull yolov8n
     inside --env HOST=127.0.0.1 --env PORT=18080 --env WORKER_PORT=13001 --env SUPABASE_SERVICE_ROLE_KEY=try "$container" -- bash -c '
         tini -- aiworker gateway & gateway=$!
         tini -- aiworker worker & worker=$!
@@ -65,7 +67,7 @@ case "${1:-}" in
     cpu | cuda) build "$1" ;;
     try) try_it ;;
     *)
-        sed -n '2,6p' "$0"
+        sed -n '2,7p' "$0"
         exit 1
         ;;
 esac

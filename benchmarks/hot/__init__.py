@@ -1,0 +1,1 @@
+"""How the times of hot functions are kept and compared."""
