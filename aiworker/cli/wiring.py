@@ -82,7 +82,7 @@ async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
         pool = await vision_pool(settings, metrics)
         await pool.start()
         stack.push_async_callback(pool.stop)
-        traces = _traces(settings)
+        traces = traces_of(settings)
         stack.push_async_callback(asyncio.to_thread, traces.stop)
         router = ModelRouter(_providers(settings, traces), _lane_rules(settings), metrics)
         images = HttpImageSource(_media_limits(settings))
@@ -144,7 +144,8 @@ def _providers(settings: Settings, traces: Traces) -> dict[str, Provider]:
     return providers
 
 
-def _traces(settings: Settings) -> Traces:
+def traces_of(settings: Settings) -> Traces:
+    """Raises ConfigurationError where they are wanted and the packages are missing."""
     if settings.traces == "off":
         return Traces()
     try:

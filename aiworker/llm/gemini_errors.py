@@ -20,6 +20,7 @@ from aiworker.domain.errors import (
     QuotaScope,
     RequestRejected,
 )
+from aiworker.llm.http import LONGEST_WAIT_S, retry_after_of
 
 NAME = "gemini"
 _ENUM = re.compile(r"[A-Z][A-Z_]{1,60}")
@@ -36,7 +37,7 @@ def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderEr
     if isinstance(value, list):
         value = value[0] if value else {}
     item = value.get("error") if isinstance(value, dict) else None
-    return _typed(status, item if isinstance(item, dict) else {}, _seconds(headers.get("Retry-After")))
+    return _typed(status, item if isinstance(item, dict) else {}, retry_after_of(headers))
 
 
 def error_of_item(item: Any) -> ProviderError:
@@ -52,7 +53,7 @@ def enum_name(value: Any) -> str:
 
 
 def _typed(status: int, error: dict[str, Any], retry_after: float | None) -> ProviderError:
-    details = [item for item in error.get("details") or [] if isinstance(item, dict)]
+    details = _dicts(error.get("details"))
     message = str(error.get("message", ""))
     facts: dict[str, Any] = {"provider": NAME, "status": status, "google_status": enum_name(error.get("status"))}
     retry_after = _retry_delay(details, message) or retry_after
@@ -92,17 +93,17 @@ def _retry_delay(details: list[dict[str, Any]], message: str) -> float | None:
 
 def _seconds(text: Any) -> float | None:
     match = _SECONDS.fullmatch(text) if isinstance(text, str) else None
-    return float(match.group(1)) if match else None
+    return min(float(match.group(1)), LONGEST_WAIT_S) if match else None
 
 
 def _scope(details: list[dict[str, Any]]) -> QuotaScope | None:
     """Of several quotas the longest decides."""
-    quotas = [
-        str(violation.get("quotaId", ""))
-        for item in details
-        for violation in item.get("violations") or []
-        if isinstance(violation, dict)
-    ]
+    violations = [violation for item in details for violation in _dicts(item.get("violations"))]
+    quotas = [str(violation.get("quotaId", "")) for violation in violations]
     if any("PerDay" in quota for quota in quotas):
         return "day"
     return "minute" if any("PerMinute" in quota for quota in quotas) else None
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -16,6 +16,7 @@ from aiworker.domain.errors import AnswerInvalid, ProviderError, ProviderTimeout
 CONNECT_S = 3.0
 CONNECT_SHARE = 0.25
 FIRST_TOKEN_SHARE = 0.8
+LONGEST_WAIT_S = 86_400.0
 MAX_LINE = 1 << 20
 MAX_BODY = 8 << 20
 _MAX_ERROR_BODY = 64 << 10
@@ -137,6 +138,12 @@ class Http:
 def connect_limit(remaining_s: float) -> float:
     """Seconds that a connection may take to stand: a server that is there answers at once."""
     return max(0.05, min(CONNECT_S, remaining_s * CONNECT_SHARE))
+
+
+def retry_after_of(headers: Mapping[str, str]) -> float | None:
+    """Seconds in a `Retry-After` header, a day at most; a date in it counts as nothing said."""
+    said = headers.get("Retry-After", "")
+    return min(float(said), LONGEST_WAIT_S) if said.isascii() and said.isdigit() else None
 
 
 def json_object(raw: bytes, provider: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from aiworker.domain.errors import (
     RequestRejected,
     StreamBroken,
 )
+from aiworker.llm.http import retry_after_of
 
 NAME = "ollama"
 _BUSY_RETRY_S = 1.0
@@ -32,19 +33,20 @@ def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderEr
     except orjson.JSONDecodeError:
         item = None
     text = str(item.get("error", "")) if isinstance(item, dict) else ""
-    return error_of_text(status, text)
+    return error_of_text(status, text, retry_after_of(headers))
 
 
-def error_of_text(status: int, text: str) -> ProviderError:
-    """`status` 200 is an error line inside a stream."""
+def error_of_text(status: int, text: str, retry_after: float | None = None) -> ProviderError:
+    """`status` 200 is an error line inside a stream. `retry_after` comes from a proxy: Ollama itself never says."""
     if status == 404 and "not found" in text:
         return ModelNotFound("model not pulled: run `aiworker models pull`", provider=NAME, status=status)
     if status == 429 or (status == 503 and "busy" in text):
-        return ProviderRateLimited("the server is busy", provider=NAME, retry_after=_BUSY_RETRY_S, status=status)
+        wait_s = _BUSY_RETRY_S if retry_after is None else retry_after
+        return ProviderRateLimited("the server is busy", provider=NAME, retry_after=wait_s, status=status)
     if status in (401, 403):
         return ProviderMisconfigured("the server wants a login: check OLLAMA_URL", provider=NAME, status=status)
     if _PERMANENT.search(text) or (300 <= status < 500 and status not in (408, 499)):
         return RequestRejected("the server refuses the request as it is", provider=NAME, status=status)
     if status == 200:
         return StreamBroken("the server broke off its answer", provider=NAME, status=status)
-    return ProviderUnavailable("the server failed", provider=NAME, status=status)
+    return ProviderUnavailable("the server failed", provider=NAME, retry_after=retry_after, status=status)

@@ -26,6 +26,8 @@ from pydantic import SecretStr
 
 from aiworker.analyses.base import Tools
 from aiworker.analyses.registry import ANALYSES
+from aiworker.cli.wiring import traces_of
+from aiworker.domain.errors import ConfigurationError
 from aiworker.domain.job import ClaimedJob, Lease
 from aiworker.domain.outcome import Completed, Failed, Outcome, Retry
 from aiworker.domain.ports import TextModel
@@ -36,6 +38,7 @@ from aiworker.llm.local_only import LocalOnlyRule
 from aiworker.llm.ollama import OllamaModel
 from aiworker.llm.router import ModelRouter
 from aiworker.scheduler.executor import JobExecutor
+from aiworker.settings import load_settings
 from aiworker.telemetry.logs import configure_logging
 from aiworker.telemetry.metrics import Metrics
 from aiworker.telemetry.otel import OtelTraces
@@ -213,6 +216,16 @@ async def test_a_failed_span_has_the_code_and_no_text(ollama: FakeOllama, monkey
     codes = [(span.name.split()[0], span.attributes["error.type"]) for span in collector.spans]
     limited, cancelled = "provider_rate_limited", "cancelled"
     assert codes == [("chat", limited), ("job", limited), ("chat", cancelled), ("job", cancelled)]
+
+
+def test_traces_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(traces_of(load_settings())) is Traces
+    on = traces_of(load_settings(traces="otlp"))
+    assert isinstance(on, OtelTraces)
+    on.stop()
+    monkeypatch.setitem(sys.modules, "aiworker.telemetry.otel", None)
+    with pytest.raises(ConfigurationError, match=r"aiworker\[otel\]"):
+        traces_of(load_settings(traces="otlp"))
 
 
 def test_without_traces_opentelemetry_is_not_imported() -> None:

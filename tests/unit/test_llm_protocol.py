@@ -263,6 +263,36 @@ def test_whatever_a_server_sends_only_typed_errors_come_out(items: list[Any]) ->
             stream.said()
 
 
+ERROR_KEYS = ["error", "details", "message", "status", "code", "reason", "@type", "violations", "quotaId", "retryDelay"]
+ERROR_LEAVES = (
+    st.none() | st.integers() | st.text(max_size=5) | st.sampled_from(["9" * 400 + "s", "1.5s", "google.rpc.RetryInfo"])
+)
+ERROR_JSON = st.recursive(
+    ERROR_LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(ERROR_KEYS), inner, max_size=4),
+    max_leaves=15,
+)
+
+
+@given(
+    status=st.integers(100, 599),
+    body=st.binary(max_size=20) | ERROR_JSON.map(lambda value: json.dumps(value).encode()),
+    after=st.sampled_from(["", "7", "-1", "1e9", "9" * 400, "²", "Wed, 21 Oct 2026 07:28:00 GMT"]),
+)
+@settings(deadline=None)
+def test_whatever_comes_instead_of_an_answer_is_a_typed_error(status: int, body: bytes, after: str) -> None:
+    for error_of in (ollama_errors.error_of, gemini_errors.error_of):
+        error = error_of(status, body, {"Retry-After": after})
+        assert isinstance(error, ProviderError)
+        assert error.retry_after is None or 0 <= error.retry_after <= 86_400
+
+
+def test_a_proxy_in_front_of_ollama_may_say_when_to_come_back() -> None:
+    for status, after in ((503, 9), (429, 9)):
+        assert ollama_errors.error_of(status, b"<html>", {"Retry-After": "9"}).retry_after == after
+    assert ollama_errors.error_of(429, b"", {}).retry_after == 1
+
+
 def test_gemini_price_by_longest_name() -> None:
     flash, lite = gemini_models.price_of("gemini-2.5-flash"), gemini_models.price_of("gemini-2.5-flash-lite-preview")
     assert flash is not None
