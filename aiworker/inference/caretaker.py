@@ -14,9 +14,9 @@ from aiworker.inference.driver import Driver
 from aiworker.inference.fleet import Fleet
 from aiworker.inference.lane import Lane
 from aiworker.inference.messages import Ping
+from aiworker.inference.reports import Reports
 from aiworker.inference.watch import look_at
 from aiworker.telemetry.logs import get_logger
-from aiworker.telemetry.metrics import Metrics
 
 _log = get_logger(__name__)
 _TICK_S = 0.25
@@ -27,12 +27,12 @@ class Caretaker:
     """`times` is the file for learned service times; None keeps them in memory only."""
 
     def __init__(
-        self, driver: Driver, fleet: Fleet, rules: CareRules, metrics: Metrics, times: Path | None = None
+        self, driver: Driver, fleet: Fleet, rules: CareRules, reports: Reports, times: Path | None = None
     ) -> None:
         self._driver = driver
         self._fleet = fleet
         self._care = Care(rules)
-        self._metrics = metrics
+        self._reports = reports
         self._times = times
         self._admitting = asyncio.Event()
         self._admitting.set()
@@ -84,7 +84,7 @@ class Caretaker:
 
     def _recycle(self, lane: Lane) -> None:
         _log.info("inference child recycled", lane=lane.index, rss_mb=lane.rss_mb, fresh_mb=lane.fresh_mb)
-        self._metrics.recycled.labels("memory").inc()
+        self._reports.recycled()
         self._fleet.replace(lane, lane.spec).add_done_callback(_noted)
 
     def _admit(self) -> None:
@@ -94,7 +94,7 @@ class Caretaker:
             return
         if self._care.paused:
             self._admitting.clear()
-            self._metrics.admission_pauses.inc()
+            self._reports.admission_paused()
         else:
             self._admitting.set()
         _log.warning("admission", paused=self._care.paused, used_mb=round(used_mb))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
 from aiworker.domain.errors import DeadlineExceeded, ImageKillsChild, InferenceOutOfMemory, MediaTooLarge
+from aiworker.inference.actions import Cause, Dispatch, TakeOut
 from aiworker.inference.canary import Canary
 from aiworker.inference.lane import Lane
 from aiworker.inference.messages import (
@@ -23,10 +24,10 @@ from aiworker.inference.messages import (
     Pong,
     Progress,
 )
-from aiworker.inference.policy import BatchReport, Cause, Dispatch, Scheduler, TakeOut
+from aiworker.inference.policy import Scheduler
+from aiworker.inference.reports import Reports
 from aiworker.inference.requests import Requests
 from aiworker.inference.shape import letterboxed
-from aiworker.telemetry.metrics import Metrics
 
 _LONGEST_TIMER_S = 1e6
 _CANARY = 0
@@ -41,13 +42,13 @@ class Driver:
     `on_proved` is called when a child is ready and, where there are eye tests, has passed one.
     """
 
-    def __init__(self, max_batch: int, image_size: int, canary: bytes, metrics: Metrics) -> None:
+    def __init__(self, max_batch: int, image_size: int, canary: bytes, reports: Reports) -> None:
         self.scheduler = Scheduler(min(max_batch, MAX_BATCH))
         self.requests = Requests()
         self._image_size = image_size
         self._canary = Canary(canary)
         self._canary_shape = letterboxed(canary, image_size)
-        self._metrics = metrics
+        self._reports = reports
         self._lanes: dict[int, Lane] = {}
         self._seen_at: dict[int, float] = {}
         self.on_proved: Callable[[Lane], None] = lambda lane: None
@@ -73,8 +74,6 @@ class Driver:
     def close(self) -> None:
         if self._wake is not None:
             self._wake.cancel()
-
-    # What lanes tell.
 
     def lane_ready(self, lane: Lane) -> None:
         assert lane.ready is not None  # noqa: S101 - a lane says so when it is
@@ -102,14 +101,11 @@ class Driver:
     def lane_lost(self, lane: Lane) -> None:
         """What its child had goes to another lane now."""
         if self._lanes.pop(lane.index, None) is not None and lane.last_error:
-            self._metrics.child_ends.labels(lane.last_error.partition(":")[0]).inc()
+            self._reports.child_ended(lane.last_error)
         killers = self.scheduler.lane_down(lane.index)
-        if killers:
-            self._metrics.taken_out.labels("kills_child").inc(len(killers))
+        self._reports.taken_out("kills_child", len(killers))
         self.requests.reject(killers, ImageKillsChild, "every child that took it died, the last one with nothing else")
         self._step()
-
-    # What the caretaker asks for.
 
     def drain(self, lane: Lane) -> bool:
         """The lane retires as soon as it has finished what it has in hand. False when it does not serve now."""
@@ -134,28 +130,26 @@ class Driver:
             self._kicked = True
             asyncio.get_running_loop().call_soon(self._step)
 
-    # Inside.
-
     def _take(self, lane: Lane, message: FromChild, now: float) -> bool:
         """False for what no child in its senses would say now."""
         match message:
             case ItemDetected(item=item):
                 return self.scheduler.answered(lane.index, item) and self._detected(lane, message, now)
             case ItemFailed(code=InferenceOutOfMemory.code):
-                self._metrics.out_of_memory.labels("alone").inc()
+                self._reports.out_of_memory(alone=True)
                 return self.scheduler.starved(lane.index, message.item, now)
             case ItemFailed(item=item) if item == _CANARY:
                 lane.condemn("blind: it cannot take the canary picture")
                 return True
             case ItemFailed(item=item):
-                lane.answered()
-                self.requests.failed(message)
-                return self.scheduler.answered(lane.index, item)
+                return self.scheduler.answered(lane.index, item) and self._failed(lane, message)
             case BatchDone(batch=batch):
                 report = self.scheduler.batch_done(lane.index, batch, message.decode_s, now)
-                return report is not None and self._reported(report)
+                if report is not None:
+                    self._reports.batch(report)
+                return report is not None
             case OutOfMemory(size=size):
-                self._metrics.out_of_memory.labels("batch").inc()
+                self._reports.out_of_memory(alone=False)
                 if (load := self.scheduler.load(lane.index)) is not None:
                     load.lower_cap(size)
                 return True
@@ -176,14 +170,9 @@ class Driver:
             self.requests.detected(result, lane.ready, lane.model)
         return True
 
-    def _reported(self, report: BatchReport) -> bool:
-        if report.release != "canary":
-            self._metrics.batch_size.observe(report.size)
-            self._metrics.batch_seconds.observe(report.seconds)
-            self._metrics.batch_released.labels(report.release.value).inc()
-            self._metrics.batch_slack.observe(max(0.0, report.slack_s))
-            if report.expected_s > 0:
-                self._metrics.batch_prediction.observe(report.seconds / report.expected_s)
+    def _failed(self, lane: Lane, failure: ItemFailed) -> bool:
+        lane.answered()
+        self.requests.failed(failure)
         return True
 
     def _step(self) -> None:
@@ -210,7 +199,7 @@ class Driver:
             lane.send(DetectBatch(batch, (_CANARY,), (self._canary.image,)))
 
     def _taken_out(self, items: tuple[int, ...], cause: Cause) -> None:
-        self._metrics.taken_out.labels(cause.value).inc(len(items))
+        self._reports.taken_out(cause.value, len(items))
         note = "no child was free in time" if cause is Cause.DEADLINE_PASSED else "no child can answer it in time"
         self.requests.reject(items, DeadlineExceeded, note)
 
@@ -218,7 +207,7 @@ class Driver:
         if number not in self.requests:
             return
         waited = self.scheduler.withdraw(number)
-        self._metrics.taken_out.labels(Cause.DEADLINE_PASSED.value if waited else "late_in_child").inc()
+        self._reports.taken_out(Cause.DEADLINE_PASSED.value if waited else "late_in_child")
         self.requests.reject([number], DeadlineExceeded, "no detection in time")
 
     def _wake_at(self, moment: float | None, now: float) -> None:

@@ -21,6 +21,7 @@ from aiworker.inference.driver import Driver
 from aiworker.inference.fleet import Fleet
 from aiworker.inference.lane import Lane, LanePolicy
 from aiworker.inference.messages import ChildSpec
+from aiworker.inference.reports import Reports
 from aiworker.inference.supervision import LaneState
 from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
@@ -52,11 +53,11 @@ class InferencePool:
         self, specs: Sequence[ChildSpec], rules: PoolRules | None = None, metrics: Metrics | None = None
     ) -> None:
         rules = rules or PoolRules()
-        metrics = metrics or Metrics()
+        reports = Reports(metrics or Metrics())
         self._specs = specs
-        self._driver = Driver(rules.max_batch, specs[0].image_size, rules.canary, metrics)
+        self._driver = Driver(rules.max_batch, specs[0].image_size, rules.canary, reports)
         self._fleet = Fleet(self._driver, rules.lane, self._changed)
-        self._caretaker = Caretaker(self._driver, self._fleet, rules.care, metrics, rules.times)
+        self._caretaker = Caretaker(self._driver, self._fleet, rules.care, reports, rules.times)
         self._care_task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._stopping = False

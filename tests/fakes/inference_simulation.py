@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from aiworker.inference.policy import BatchReport, Cause, Dispatch, Scheduler
+from aiworker.inference.actions import BatchReport, Cause, Dispatch
+from aiworker.inference.policy import Scheduler
 from aiworker.inference.shape import Shape
 
 
