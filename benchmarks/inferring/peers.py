@@ -75,26 +75,39 @@ class Peer:
 
 
 @asynccontextmanager
-async def serving(name: str, *, a: float, b: float, cap: int, workers: int, slo_s: float) -> AsyncIterator[Peer]:
-    """The server, ready; its whole process group is gone afterwards."""
+async def serving(
+    name: str,
+    *,
+    cap: int,
+    workers: int,
+    slo_s: float,
+    program: str = "serve_sleep.py",
+    probe: bytes = b"x",
+    **more: object,
+) -> AsyncIterator[Peer]:
+    """The server, ready once it has answered `probe`; its whole process group is gone afterwards.
+
+    `more` is what its program reads beside the rest, by name (a=0.1 as A).
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
         pids = Path(folder, "pids")
         pids.mkdir()
-        variables = {"A": a, "B": b, "CAP": cap, "WORKERS": workers, "SLO_S": slo_s, "PORT": port, "PIDS": pids}
+        variables: dict[str, object] = {"CAP": cap, "WORKERS": workers, "SLO_S": slo_s, "PORT": port, "PIDS": pids}
+        variables |= {key.upper(): value for key, value in more.items()}
         environment = os.environ | {key: str(value) for key, value in variables.items()}
         environment |= {"SERVER": name, "PYTHONPATH": str(HERE), "BENTOML_DO_NOT_TRACK": "1", "BENTOML_HOME": folder}
         with Path(folder, "log").open("wb") as log:
             process = subprocess.Popen(
-                [HOME / "bin" / "python", HERE / "peers" / "serve_sleep.py"],
+                [HOME / "bin" / "python", HERE / "peers" / program],
                 cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
             connector = aiohttp.TCPConnector(limit=0)
             async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=15)) as session:
                 peer = Peer(name, f"http://127.0.0.1:{port}{_PATHS[name]}", pids, session)
-                await _ready(peer, Path(folder, "log"))
+                await _ready(peer, Path(folder, "log"), probe)
                 yield peer
         finally:
             with suppress(ProcessLookupError):
@@ -102,12 +115,12 @@ async def serving(name: str, *, a: float, b: float, cap: int, workers: int, slo_
             process.wait()
 
 
-async def _ready(peer: Peer, log: Path) -> None:
+async def _ready(peer: Peer, log: Path, probe: bytes) -> None:
     try:
         async with asyncio.timeout(_READY_S):
             while True:
                 with suppress(InferenceUnavailable, DeadlineExceeded):
-                    return await peer.ask(b"x", Deadline.after(5.0))
+                    return await peer.ask(probe, Deadline.after(5.0))
                 await asyncio.sleep(0.1)
     except TimeoutError:
         sys.exit(f"{peer.name} did not start: {log.read_text()[-2000:]}")

@@ -103,8 +103,9 @@ async def peers_killed_worker(name: str, seconds: float) -> Load:
 
 async def peers_goodput(name: str, profile: Profile, share: float, seconds: float) -> Load:
     """Another server with its own time limit set to ours."""
-    times = {"a": profile.a, "b": profile.b}
-    async with peers.serving(name, **times, cap=profile.cap, workers=profile.children, slo_s=profile.slo_s) as peer:
+    async with peers.serving(
+        name, a=profile.a, b=profile.b, cap=profile.cap, workers=profile.children, slo_s=profile.slo_s
+    ) as peer:
         await offer(peer.ask, picture(), 0.5 * profile.ceiling, _WARM_UP_S, profile.slo_s, seed=0)
         return await offer(peer.ask, picture(), share * profile.ceiling, seconds, profile.slo_s)
 

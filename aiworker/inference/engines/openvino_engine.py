@@ -75,14 +75,16 @@ class OpenVinoEngine:
     def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
         head = self._loaded().head
         batch = np.stack([image.pixels for image in images])
-        outputs: list[NDArray[np.float32]] = [
-            *self._request.infer({0: batch}, share_inputs=True, share_outputs=True).values()
-        ]
+        outputs = self.forward(batch)
         shape = (batch.shape[1], batch.shape[2])
         return [
             boxes_of(find_boxes(RawOutput(*each), head, shape, self._limits), shape, image)
             for each, image in zip(zip(*outputs, strict=True), images, strict=True)
         ]
+
+    def forward(self, batch: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """The bare network on (pictures, h, w, 3): what `RawOutput` describes, valid until the next call."""
+        return [*self._request.infer({0: batch}, share_inputs=True, share_outputs=True).values()]
 
     def _loaded(self) -> Export:
         if self._export is None:

@@ -1,0 +1,33 @@
+"""The engine's bare network, nothing around it: WEIGHTS CACHE THREADS SECONDS PRECISION PHOTO... -> passes a second."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from aiworker.inference.decode import decode
+from aiworker.inference.engines.openvino_engine import OpenVinoEngine
+from aiworker.inference.messages import ChildSpec
+
+
+def main(weights: str, cache: str, threads: str, seconds: str, precision: str, *photos: str) -> None:
+    """Says "ready", waits for a line on stdin, and then runs."""
+    engine = OpenVinoEngine(
+        ChildSpec(weights, device="cpu", threads=int(threads), precision=precision, cache_dir=cache)
+    )
+    engine.load()
+    batches = [engine.prepare(decode(Path(photo).read_bytes(), 10**8)).pixels[None] for photo in photos]
+    for batch in batches:
+        engine.forward(batch)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    done, begun = 0, time.monotonic()
+    while (spent := time.monotonic() - begun) < float(seconds):
+        engine.forward(batches[done % len(batches)])
+        done += 1
+    print(done / spent)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
