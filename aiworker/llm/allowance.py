@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
-from aiworker.llm.breaker import quota_day, seconds_to_reset
+# Google's quotas per day come back at midnight there.
+_QUOTA_DAY = ZoneInfo("America/Los_Angeles")
 
 
 class TokenBucket:
@@ -51,3 +54,15 @@ class DayBudget:
         if self.limit_usd is None or self.spent_usd(wall_s) < self.limit_usd:
             return 0.0
         return seconds_to_reset(wall_s)
+
+
+def seconds_to_reset(wall_s: float) -> float:
+    """From `wall_s` (seconds since 1970) to the next midnight in California."""
+    now = datetime.fromtimestamp(wall_s, _QUOTA_DAY)
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight.timestamp() - wall_s
+
+
+def quota_day(wall_s: float) -> str:
+    """The date in California, which is the day that quotas and budgets are counted by."""
+    return datetime.fromtimestamp(wall_s, _QUOTA_DAY).date().isoformat()

@@ -40,6 +40,7 @@ _SAME_S = 1e-6
 class _Option:
     name: str
     ready_at: float
+    last_resort_at: float
     likely_s: float
     safe_s: float
     late_s: float
@@ -49,7 +50,7 @@ class _Option:
         return self.ready_at + self.safe_s <= end_at + _SAME_S
 
     def possible(self, end_at: float) -> bool:
-        return self.ready_at + self.likely_s <= end_at + _SAME_S
+        return self.last_resort_at + self.likely_s <= end_at + _SAME_S
 
 
 def decide(
@@ -66,7 +67,7 @@ def decide(
         if name not in busy
         and not _spent(tries.get(name))
         and option.possible(ask.end_at)
-        and (standings[name].worth_waiting or option.ready_at <= now)
+        and (standings[name].worth_waiting or option.last_resort_at <= now)
     ]
     sent = [run for run in runs if run.sent_at is not None]
     if sent:
@@ -77,8 +78,11 @@ def decide(
     if ready:
         safe = [option for option in ready if option.safe(ask.end_at)]
         return Send((safe or sorted(ready, key=lambda option: option.likely_s))[0].name)
+    for option in free:
+        if option.last_resort_at <= now:
+            return Send(option.name)
     if free:
-        return Wait(min(option.ready_at for option in free))
+        return Wait(min(option.last_resort_at for option in free))
     return _give_up(ask, standings, tries, runs, now)
 
 
@@ -97,9 +101,18 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
         safe_s = late_s = _UNKNOWN_SAFE * ask.total_s
     else:
         likely_s, safe_s, late_s = outlook.likely_s, outlook.safe_s, outlook.late_s
-    ready_at = max(now, standing.ready_at, tried.not_before if tried else now)
+    not_before = max(now, tried.not_before) if tried else now
+    last_resort_at = standing.ready_at if standing.last_resort_at is None else standing.last_resort_at
     wait_s = standing.wait_s
-    return _Option(name, ready_at, wait_s + likely_s, wait_s + safe_s, late_s, outlook is not None)
+    return _Option(
+        name,
+        ready_at=max(not_before, standing.ready_at),
+        last_resort_at=max(not_before, last_resort_at),
+        likely_s=wait_s + likely_s,
+        safe_s=wait_s + safe_s,
+        late_s=late_s,
+        known=outlook is not None,
+    )
 
 
 def _in_line(ask: Ask, own: _Option, free: Sequence[_Option], now: float) -> Decision:
@@ -125,7 +138,7 @@ def _beside(
     """A call is out. Another one goes out beside it when it is late, or when this is the other one's last moment."""
     moments = [ask.end_at]
     for option in free:
-        start_at = max(option.ready_at, _second_at(ask, sent, options, option))
+        start_at = _second_at(ask, sent, options, option)
         if start_at <= now + _SAME_S:
             return Send(option.name)
         moments.append(start_at)
@@ -149,8 +162,8 @@ def _second_at(ask: Ask, sent: Sequence[Run], options: Mapping[str, _Option], se
         sent_at = run.since if run.sent_at is None else run.sent_at
         late.append(sent_at + max(own.late_s if own else 0.0, ask.least_s))
         half_done.append(sent_at + (own.likely_s if own else 0.0))
-    rescue_at = max(*half_done, last_moment) if half_done else last_moment
-    return min(max(late), rescue_at) if ask.hedge else rescue_at
+    rescue_at = max(second.last_resort_at, last_moment, *half_done)
+    return min(rescue_at, max(second.ready_at, *late)) if ask.hedge else rescue_at
 
 
 def why_not(ask: Ask, standing: Standing | None, tried: Try | None, now: float) -> str:

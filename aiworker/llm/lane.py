@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from aiworker.domain.completion import Completion
 from aiworker.domain.errors import ProviderError
 from aiworker.llm.allowance import DayBudget, TokenBucket
-from aiworker.llm.breaker import Breaker, Evidence, Sign, evidence_of
+from aiworker.llm.breaker import Breaker
+from aiworker.llm.evidence import Evidence, Sign, evidence_of
 from aiworker.llm.forecast import Forecast, Outlook, Size
 from aiworker.llm.residence import Residence
 from aiworker.llm.situation import (
@@ -91,10 +90,20 @@ class Lane:
         if size.images and not sees:
             return Standing(never=NO_VISION)
         now = moment.now
-        ready_at, reason = self._ready(moment, size) if call is None else (now, "")
         wait_s = self.slots.wait_s(now, deadline, call.ticket if call else None)
-        worth_waiting = self.breaker.worth_waiting(now)
-        return Standing(ready_at, reason, wait_s, self.outlook(now, size, call), worth_waiting=worth_waiting)
+        outlook = self.outlook(now, size, call)
+        if call is not None:
+            return Standing(now, wait_s=wait_s, outlook=outlook)
+        may_at, lacking = self._may_at(moment, size)
+        rested_at = self.breaker.ready_at(now)
+        return Standing(
+            max(may_at, rested_at),
+            lacking if may_at > rested_at else self.breaker.code,
+            wait_s,
+            outlook,
+            worth_waiting=self.breaker.worth_waiting(now),
+            last_resort_at=max(may_at, self.breaker.last_resort_at(now)),
+        )
 
     def outlook(self, now: float, size: Size, call: Call | None = None) -> Outlook | None:
         """Seconds for the answer, with loading the model where it is not there."""
@@ -160,32 +169,12 @@ class Lane:
             return ""
         return TIMED_OUT if late else LOST_RACE
 
-    def described(self, moment: Moment) -> dict[str, Any]:
-        """For a person who looks. Times in seconds."""
-        now = moment.now
-        state = self.breaker.state(now)
-        speed = self.forecast.tokens_per_s()
-        return {
-            "state": "resting" if state == "open" else "up",
-            "breaker": state,
-            "resting_s": round(max(0.0, self.breaker.ready_at(now) - now), 1),
-            "reason": None if state == "closed" else self.breaker.code,
-            "slots": self.slots.size,
-            "in_use": self.slots.in_use,
-            "waiting": self.slots.waiting,
-            "predicted_wait_s": round(self.slots.wait_s(now, math.inf), 1),
-            "tokens_per_s": round(speed, 1) if speed else None,
-            "spent_today_usd": round(self.budget.spent_usd(moment.wall), 6),
-            "budget_usd": self.budget.limit_usd,
-            "answered": self.answers,
-            "failed": self.failures,
-        }
-
-    def _ready(self, moment: Moment, size: Size) -> tuple[float, str]:
+    def _may_at(self, moment: Moment, size: Size) -> tuple[float, str]:
+        """When quotas, money and slots allow a call, and what they lack until then."""
         now = moment.now
         if closed_for_s := self.budget.closed_for_s(moment.wall):
             return now + closed_for_s, BUDGET_SPENT
-        moments = [(self.breaker.ready_at(now), self.breaker.code)]
+        moments = [(now, "")]
         if self._requests:
             moments.append((self._requests.ready_at(now), RATE_LIMITED))
         if self._tokens:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import math
+from typing import Any, get_args
 
 from aiworker.domain.completion import Completion
 from aiworker.domain.errors import ProviderError
@@ -50,3 +51,26 @@ class Measures:
         self._metrics.llm_slots.labels(lane.name, "running").set(lane.slots.in_use)
         self._metrics.llm_slots.labels(lane.name, "waiting").set(lane.slots.waiting)
         self._metrics.llm_cost_today.labels(lane.name).set(lane.budget.spent_usd(moment.wall))
+
+
+def described(lane: Lane, moment: Moment) -> dict[str, Any]:
+    """One provider for a person who looks. Times in seconds."""
+    now = moment.now
+    state = lane.breaker.state(now)
+    speed = lane.forecast.tokens_per_s()
+    return {
+        "state": "resting" if state == "open" else "up",
+        "breaker": state,
+        "resting_s": round(max(0.0, lane.breaker.ready_at(now) - now), 1),
+        "reason": None if state == "closed" else lane.breaker.code,
+        "slots": lane.slots.size,
+        "in_use": lane.slots.in_use,
+        "waiting": lane.slots.waiting,
+        "predicted_wait_s": round(lane.slots.wait_s(now, math.inf), 1),
+        "tokens_per_s": round(speed, 1) if speed else None,
+        "text_model_loaded": lane.residence.loaded(now, vision=False),
+        "spent_today_usd": round(lane.budget.spent_usd(moment.wall), 6),
+        "budget_usd": lane.budget.limit_usd,
+        "answered": lane.answers,
+        "failed": lane.failures,
+    }

@@ -55,6 +55,7 @@ class Pursuit:
         self._flights: dict[str, Flight] = {}
         self._tries: dict[str, Try] = {}
         self._errors: dict[str, ProviderError] = {}
+        self._spent_in_vain_usd = 0.0
         self._passed_over: dict[str, str] = {}
         self._wake: asyncio.Future[None] | None = None
 
@@ -130,6 +131,7 @@ class Pursuit:
                 self._tried(name, self._around.lanes[name].breaker.code)
             except ProviderError as error:
                 self._errors[name] = error
+                self._spent_in_vain_usd += error.cost_usd
                 self._tried(name, error.code, final=isinstance(error, _FINAL), error=error)
         return None
 
@@ -156,7 +158,8 @@ class Pursuit:
         skipped = {name: self._why_not(name) for name in order[: order.index(completion.provider)]}
         for name, code in skipped.items():
             self._around.measures.spilled(name, code)
-        return dataclasses.replace(completion, skipped=skipped)
+        cost_usd = completion.cost_usd + self._spent_in_vain_usd
+        return dataclasses.replace(completion, skipped=skipped, cost_usd=cost_usd)
 
     def _why_not(self, name: str) -> str:
         if name in self._tries:

@@ -10,7 +10,7 @@ from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.llm.flight import Provider, Surroundings
 from aiworker.llm.lane import Lane, LaneRules, Moment
-from aiworker.llm.measures import Measures
+from aiworker.llm.measures import Measures, described
 from aiworker.llm.pursuit import Pursuit
 from aiworker.llm.tuning import Tuning
 from aiworker.telemetry.metrics import Metrics
@@ -57,7 +57,7 @@ class ModelRouter:
         """Per provider, for a person who looks: breaker, slots, speeds and money. Times in seconds."""
         moment = self._now()
         return {
-            name: {"sees_images": self._providers[name].sees_images, **lane.described(moment)}
+            name: {"sees_images": self._providers[name].sees_images, **described(lane, moment)}
             for name, lane in self._lanes.items()
         }
 

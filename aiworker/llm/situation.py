@@ -46,6 +46,7 @@ class Standing:
     outlook: Outlook | None = None
     never: str = ""
     worth_waiting: bool = True
+    last_resort_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,8 +240,11 @@ async def test_only_failures_in_a_row_are_a_reason_to_rest(router: ModelRouter, 
 
 async def test_what_failed_has_been_paid_for(router: ModelRouter, gemini: FakeGemini) -> None:
     gemini.script(Reply("x", finish="SAFETY"))
-    assert (await router.complete(ask("gemini", "ollama"), soon())).provider == "ollama"
+    completion = await router.complete(ask("gemini", "ollama"), soon())
+    assert completion.provider == "ollama"
     assert router.snapshot()["gemini"]["spent_today_usd"] > 0
+    # It is part of what this job cost.
+    assert completion.cost_usd == pytest.approx(router.snapshot()["gemini"]["spent_today_usd"], abs=1e-6)
 
 
 async def test_hedge_asks_a_second_and_closes_the_losers_socket(router: ModelRouter, ollama: FakeOllama) -> None:

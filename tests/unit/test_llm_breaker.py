@@ -20,7 +20,9 @@ from aiworker.domain.errors import (
     RequestRejected,
     StreamBroken,
 )
-from aiworker.llm.breaker import FAILURES_BEFORE_REST, Breaker, Evidence, Sign, evidence_of, quota_day, seconds_to_reset
+from aiworker.llm.allowance import quota_day, seconds_to_reset
+from aiworker.llm.breaker import FAILURES_BEFORE_REST, Breaker
+from aiworker.llm.evidence import Evidence, Sign, evidence_of
 from aiworker.llm.tuning import Tuning
 
 TUNING = Tuning()
@@ -104,7 +106,6 @@ def test_half_open_lets_one_call_through() -> None:
     breaker.end(0, DOWN)
     assert breaker.begin(1, expected_s=3)
     assert breaker.ready_at(1) == 4
-    assert not breaker.begin(1, expected_s=3)
     # One that is late is followed by another: it may have been bad luck.
     assert breaker.begin(4, expected_s=3)
     assert breaker.ready_at(4) == 7
@@ -114,6 +115,37 @@ def test_half_open_lets_one_call_through() -> None:
     assert breaker.begin(4, expected_s=3)
     breaker.end(5, FAILING, probe=True)
     assert breaker.ready_at(5) == 7
+
+
+def test_who_has_nowhere_else_to_go_may_try_every_second() -> None:
+    breaker = Breaker(TUNING)
+    now = 0.0
+    for _ in range(4):
+        breaker.end(now, DOWN)
+        now = breaker.ready_at(now)
+    breaker.end(now, DOWN)
+    assert breaker.ready_at(now) == now + 16
+    assert breaker.last_resort_at(now) == now + 1
+    assert breaker.begin(now + 1, expected_s=3)
+    assert breaker.last_resort_at(now + 1) == now + 2
+    # Failing, it does not make the rest longer; answered, it ends it.
+    breaker.end(now + 1.5, DOWN, probe=True)
+    assert breaker.ready_at(now + 1.5) == now + 16
+    breaker.end(now + 3, WELL, probe=breaker.begin(now + 2.5, expected_s=3))
+    assert breaker.state(now + 3) == "closed"
+
+
+def test_an_answer_from_before_the_rest_does_not_end_it() -> None:
+    breaker = Breaker(TUNING)
+    breaker.end(0, DOWN)
+    breaker.end(0.5, WELL)
+    assert breaker.state(0.6) == "open"
+
+
+def test_time_that_a_server_named_is_no_last_resort() -> None:
+    breaker = Breaker(TUNING)
+    breaker.end(0, Evidence(Sign.LIMITED, "limited", 53))
+    assert breaker.last_resort_at(2) == 53
 
 
 def test_delay_that_a_server_names_is_kept_even_when_an_older_call_still_succeeds() -> None:

@@ -47,6 +47,7 @@ standings = st.builds(
     outlook=st.one_of(st.none(), outlooks),
     never=st.sampled_from(["", "", "", NO_VISION]),
     worth_waiting=st.booleans(),
+    last_resort_at=st.one_of(st.none(), st.floats(NOW - 5, NOW + 5)),
 )
 tries = st.builds(
     Try, st.just("provider_unavailable"), st.integers(1, MOST_TRIES), st.floats(NOW - 5, NOW + 3), st.booleans()
@@ -78,7 +79,18 @@ def test_decision_holds_its_promises(situation) -> None:
             assert name in wanted.order
             assert name not in running
             assert not known[name].never
-            assert known[name].ready_at <= NOW
+            standing = known[name]
+            assert (standing.ready_at if standing.last_resort_at is None else standing.last_resort_at) <= NOW
+            if standing.ready_at > NOW:
+                # The last resort: nobody else who could make it is ready.
+                others = [known[other] for other in wanted.order if other in known and other not in tried]
+                assert running or not any(
+                    one.ready_at <= NOW
+                    and not one.never
+                    and one.outlook
+                    and NOW + one.wait_s + one.outlook.likely_s <= wanted.end_at
+                    for one in others
+                )
             assert name not in tried or (not tried[name].final and tried[name].count < MOST_TRIES)
             assert name not in tried or tried[name].not_before <= NOW
             outlook = known[name].outlook
@@ -91,7 +103,11 @@ def test_decision_holds_its_promises(situation) -> None:
         case Wait(until):
             assert NOW < until <= max(wanted.end_at, NOW)
             if not runs:
-                assert any(known[name].ready_at == until or tried.get(name) for name in wanted.order if name in known)
+                assert any(
+                    until in (known[name].ready_at, known[name].last_resort_at) or tried.get(name)
+                    for name in wanted.order
+                    if name in known
+                )
         case GiveUp(reasons, _):
             assert set(reasons) == set(wanted.order)
             assert wanted.end_at - 1e-3 <= NOW or not runs
@@ -128,6 +144,9 @@ def test_who_can_make_it_is_asked(situation) -> None:
         ({"ollama": Standing(), "gemini": Standing()}, Send("ollama")),
         ({"ollama": Standing(never=NO_VISION), "gemini": Standing(NOW + 5, "x", outlook=takes(1, 2))}, Wait(NOW + 5)),
         ({"ollama": SLOW, "gemini": Standing(NOW + 5, "x", outlook=takes(1, 2))}, Send("ollama")),
+        ({"gemini": Standing(NOW + 9, "x", outlook=takes(1, 2), last_resort_at=NOW + 1)}, Wait(NOW + 1)),
+        ({"gemini": Standing(NOW + 9, "x", outlook=takes(1, 2), last_resort_at=NOW)}, Send("gemini")),
+        ({"ollama": Standing(NOW + 9, "x", last_resort_at=NOW), "gemini": FAST}, Send("gemini")),
         ({"gemini": Standing(NOW + 14.5, "x", outlook=takes(1, 2))}, None),
         ({"gemini": Standing(NOW + 5, "x", outlook=takes(1, 2), worth_waiting=False)}, None),
         ({"ollama": Standing(outlook=takes(20, 30))}, None),

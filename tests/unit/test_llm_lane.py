@@ -8,6 +8,7 @@ from aiworker.domain.completion import Completion
 from aiworker.domain.errors import ProviderError, ProviderRateLimited, ProviderUnavailable, ProviderUnreachable
 from aiworker.llm.forecast import Size
 from aiworker.llm.lane import Call, Lane, LaneRules, Moment
+from aiworker.llm.measures import described
 from aiworker.llm.situation import BUDGET_SPENT, LOCAL_ONLY, LOST_RACE, NO_VISION, RATE_LIMITED, SLOTS_FULL, TIMED_OUT
 from aiworker.llm.tuning import Tuning
 
@@ -155,10 +156,10 @@ def test_an_end_counts_once() -> None:
 def test_described_is_plain_and_knows_the_speed() -> None:
     one = lane(slots=2)
     answer(one, 0, 1)
-    seen = one.described(at(1))
+    seen = described(one, at(1))
     assert seen["tokens_per_s"] == 100
     assert (seen["state"], seen["breaker"], seen["reason"], seen["resting_s"]) == ("up", "closed", None, 0)
     one.failed(at(2), enter(one, 2), ProviderRateLimited(retry_after=30))
-    seen = one.described(at(2))
+    seen = described(one, at(2))
     assert (seen["state"], seen["breaker"], seen["resting_s"]) == ("resting", "open", 30)
     assert seen["reason"] == "provider_rate_limited"
