@@ -221,7 +221,7 @@ async def test_a_photo_from_an_allowed_host(system: System) -> None:
 
 
 async def test_a_photo_when_gemini_is_down_and_ollama_has_no_vision(system: System, photos: list[Path]) -> None:
-    system.gemini.script(*[Reply(status=503, body={"error": {"code": 503, "status": "UNAVAILABLE"}})] * 4)
+    system.gemini.script(*[Reply(status=503, body={"error": {"code": 503, "status": "UNAVAILABLE"}})] * 40)
     job = await system.run("sofia_image", {"imageUrl": data_url(photos[0].read_bytes())})
     assert job["status"] == "completed", job
     assert job["result"]["degraded"] is True
