@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from aiworker.cli.placement import ollama_is_here
 from aiworker.cli.profiles import plan_for, sample_picture
+from aiworker.cli.relief import unload_ollama
 from aiworker.domain.errors import InferenceUnavailable, WeightsUnavailable
 from aiworker.inference.care import CareRules
 from aiworker.inference.pool import InferencePool, PoolRules
@@ -32,8 +36,14 @@ async def vision_pool(settings: Settings, metrics: Metrics) -> InferencePool:
         care=CareRules(budget_mb=placement.budget_mb),
         canary=sample_picture(),
         times=settings.models_dir / "service-times.json",
+        relief=_relief(settings),
     )
     return InferencePool(specs, rules, metrics)
+
+
+def _relief(settings: Settings) -> Callable[[], Coroutine[Any, Any, None]] | None:
+    url = settings.ollama_url
+    return functools.partial(unload_ollama, url) if url and ollama_is_here(url) else None
 
 
 @contextmanager

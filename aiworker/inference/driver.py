@@ -39,7 +39,8 @@ _CHANGES = BatchDone | OutOfMemory | ItemFailed
 class Driver:
     """`image_size` is what the model takes, for grouping by shape; an empty `canary` means no eye tests.
 
-    `on_proved` is called when a child is ready and, where there are eye tests, has passed one.
+    `on_proved` is called when a child is ready and, where there are eye tests, has passed one; `on_starved` when not
+    even one picture found memory.
     """
 
     def __init__(self, max_batch: int, image_size: int, canary: bytes, reports: Reports) -> None:
@@ -52,6 +53,7 @@ class Driver:
         self._lanes: dict[int, Lane] = {}
         self._seen_at: dict[int, float] = {}
         self.on_proved: Callable[[Lane], None] = lambda lane: None
+        self.on_starved: Callable[[], None] = lambda: None
         self._kicked = False
         self._wake: asyncio.TimerHandle | None = None
 
@@ -137,6 +139,7 @@ class Driver:
                 return self.scheduler.answered(lane.index, item) and self._detected(lane, message, now)
             case ItemFailed(code=InferenceOutOfMemory.code):
                 self._reports.out_of_memory(alone=True)
+                self.on_starved()
                 return self.scheduler.starved(lane.index, message.item, now)
             case ItemFailed(item=item) if item == _CANARY:
                 lane.condemn("blind: it cannot take the canary picture")

@@ -7,10 +7,12 @@ dies, what it had not answered goes to another lane at once; see `supervision.ju
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
@@ -36,7 +38,8 @@ class PoolRules:
     """At most `max_batch` pictures (1..64) are given to one child at a time.
 
     `canary` is an encoded picture on which the weights find something; empty, children have no eye test. `times` is the
-    file that keeps what was learned about service times.
+    file that keeps what was learned about service times. `relief` is called, at most every `relief_s`, when not even
+    one picture finds memory: somebody else may be able to give some back.
     """
 
     max_batch: int = 8
@@ -44,6 +47,8 @@ class PoolRules:
     care: CareRules = field(default_factory=CareRules)
     canary: bytes = field(default=b"", repr=False)
     times: Path | None = None
+    relief: Callable[[], Coroutine[Any, Any, None]] | None = None
+    relief_s: float = 30.0
 
 
 class InferencePool:
@@ -56,6 +61,10 @@ class InferencePool:
         reports = Reports(metrics or Metrics())
         self._specs = specs
         self._driver = Driver(rules.max_batch, specs[0].image_size, rules.canary, reports)
+        self._driver.on_starved = self._starved
+        self._rules = rules
+        self._relief: asyncio.Task[None] | None = None
+        self._relieved_at = -math.inf
         self._fleet = Fleet(self._driver, rules.lane, self._changed)
         self._caretaker = Caretaker(self._driver, self._fleet, rules.care, reports, rules.times)
         self._care_task: asyncio.Task[None] | None = None
@@ -74,10 +83,18 @@ class InferencePool:
         if self._care_task is not None:
             self._care_task.cancel()
             await asyncio.wait([self._care_task])
+        if self._relief is not None:
+            self._relief.cancel()
         await self._fleet.stop()
         self._driver.close()
         self._driver.requests.reject_all(InferenceUnavailable, _STOPPING)
         self._settled.set()
+
+    def _starved(self) -> None:
+        now = time.monotonic()
+        if self._rules.relief is not None and now - self._relieved_at >= self._rules.relief_s:
+            self._relieved_at = now
+            self._relief = asyncio.create_task(self._rules.relief(), name="relief")
 
     def _care(self) -> None:
         self._care_task = asyncio.create_task(self._caretaker.run(), name="caretaker")

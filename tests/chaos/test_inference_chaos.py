@@ -256,6 +256,25 @@ async def test_device_memory_that_runs_out_lowers_the_cap_and_fails_nobody() -> 
         assert _value(metrics, "aiworker_inference_out_of_memory_total", **{"pass": "batch"}) >= 1
 
 
+async def test_memory_that_a_neighbour_gives_back_lets_the_picture_through(tmp_path: Path) -> None:
+    relieved, calls = tmp_path / "relieved", []
+
+    async def relief() -> None:
+        calls.append(1)
+        relieved.touch()
+
+    spec = ChildSpec(weights=str(relieved), engine="fakes.fake_engine:StarvedEngine")
+    pool = InferencePool([spec], PoolRules(lane=_QUICK, relief=relief))
+    await pool.start()
+    try:
+        answers = await asyncio.gather(*(_detect(pool, SLOW) for _ in range(4)))
+        assert [answer.height for answer in answers] == [SLOW] * 4
+        assert len(calls) == 1
+        assert pool.snapshot()[0]["restarts"] == 0
+    finally:
+        await pool.stop()
+
+
 async def test_a_child_that_goes_blind_is_found_by_its_canary_and_replaced() -> None:
     async with _pool(canary=picture(30), care=CareRules(canary_s=0.1)) as pool:
         (blinded,) = _pids(pool)

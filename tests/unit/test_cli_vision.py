@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from fakes.ollama_server import FakeOllama
 
+from aiworker.cli.relief import unload_ollama
 from aiworker.cli.vision import reloading_on_hangup
 from aiworker.domain.errors import InferenceUnavailable
 from aiworker.inference.pool import InferencePool
@@ -67,3 +69,12 @@ async def test_afterwards_the_signal_is_not_ours(weights: Path) -> None:
     with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(InferencePool, _Pool())):
         pass
     assert signal.getsignal(signal.SIGHUP) == before
+
+
+async def test_ollama_puts_its_models_away_when_it_is_asked_to() -> None:
+    async with FakeOllama({"llama3.2:3b": ("completion",)}) as ollama:
+        ollama.loaded["llama3.2:3b"] = 4096
+        await unload_ollama(ollama.url)
+        assert ollama.loaded == {}
+        url = ollama.url
+    await unload_ollama(url)
