@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -28,6 +30,7 @@ class FakeCollector:
         self.raw = b""
         self.resource: dict[str, Any] = {}
         self.url = ""
+        self._came = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
         app = web.Application()
@@ -41,12 +44,25 @@ class FakeCollector:
     async def __aexit__(self, *exc: object) -> None:
         await self._runner.cleanup()
 
+    async def until(self, wanted: Callable[[SeenSpan], bool]) -> SeenSpan:
+        """The first span that is `wanted`, when it has come."""
+
+        def found() -> SeenSpan | None:
+            return next(filter(wanted, self.spans), None)
+
+        async with asyncio.timeout(30), self._came:
+            span = await self._came.wait_for(found)
+        assert span is not None
+        return span
+
     async def _take(self, request: web.Request) -> web.Response:
         body = await request.read()
         self.raw += body
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             self.resource = _attributes(resource.resource.attributes)
             self.spans += [_seen(span) for scope in resource.scope_spans for span in scope.spans]
+        async with self._came:
+            self._came.notify_all()
         return web.Response(content_type="application/x-protobuf")
 
 

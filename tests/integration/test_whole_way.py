@@ -25,6 +25,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from fakes.collector import FakeCollector
 from fakes.gemini_server import FakeGemini
 from fakes.llm_server import Body, Reply
 from fakes.ollama_server import FakeOllama
@@ -61,6 +62,7 @@ class System:
     stack: Stack
     gemini: FakeGemini
     ollama: FakeOllama
+    collector: FakeCollector
     media_url: str
     session: aiohttp.ClientSession
     logs: Path
@@ -115,6 +117,7 @@ async def system(
     async with (
         FakeGemini(answer=gemini_answer) as gemini,
         FakeOllama(answer=lambda _: "Oi! Tudo bem?") as ollama,
+        FakeCollector() as collector,
         media_server(photos[1]) as media_url,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session,
     ):
@@ -128,12 +131,15 @@ async def system(
             "MEDIA_ALLOWED_HOSTS": media_url.removeprefix("http://"),
             "MEDIA_TIMEOUT_S": "1",
             "WORKER_DRAIN_TIMEOUT_MS": "300",
+            "TRACES": "otlp",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
         }
         os.environ.update(variables)
         try:
             settings = load_settings(port=0, worker_port=0)
             async with running_stack(settings, lambda _: None, log_dir=Path("logs")) as stack:
-                yield System(stack, gemini, ollama, media_url, session, folder / "logs")
+                yield System(stack, gemini, ollama, collector, media_url, session, folder / "logs")
         finally:
             os.chdir(home)
             for name in variables:
@@ -370,6 +376,16 @@ async def test_logs_are_json_and_hold_no_content_and_no_key(system: System) -> N
     assert any(line["event"] == "job ended" and UUID(line["job_id"]) for line in lines)
     for secret in (SECRET_TEXT, system.gemini.key, "base64", system.stack.keys.service_key, "laranja", "cardápio"):
         assert str(secret) not in text
+
+
+async def test_spans_of_jobs_and_calls_reach_a_collector_without_content(system: System) -> None:
+    job_id = await system.enqueue("sofia_text", {"text": SECRET_TEXT})
+    await system.until(job_id, "completed")
+    work = await system.collector.until(lambda span: span.attributes.get("aiworker.job.id") == job_id)
+    call = await system.collector.until(lambda span: span.parent_id == work.span_id)
+    assert (work.name, call.name) == ("job sofia_text", "chat gemini-2.5-flash")
+    for secret in (SECRET_TEXT, system.gemini.key, "laranja", "arroz"):
+        assert secret.encode() not in system.collector.raw
 
 
 async def test_sigterm_puts_a_running_job_back_without_costing_an_attempt(system: System) -> None:
