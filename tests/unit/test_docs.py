@@ -70,3 +70,21 @@ def test_every_command_and_variable_on_the_pages_exists() -> None:
         page = (ROOT / "docs" / name).read_text()
         assert set(re.findall(r"aiworker models (\w+)", page)) <= set(group.commands)
         assert set(re.findall(r"`([A-Z]+_[A-Z_]+)\b", page)) <= variables
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_every_link_between_documents_leads_somewhere(path: Path) -> None:
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text())]
+    gone = [link for link in links if link and not link.startswith("http") and not (path.parent / link).exists()]
+    assert gone == []
+
+
+def test_variables_that_documents_name_exist() -> None:
+    known = {name.upper() for name in Settings.model_fields}
+    elsewhere = {"HEALTH_URL", "BASE", "BAKE_WEIGHTS", "AIWORKER_IMAGE", "POSTGRES_PASSWORD"}
+    named = set()
+    for page in ("deployment", "monitoring", "troubleshooting", "rollback", "security", "capacity", "scaling"):
+        named |= set(re.findall(r"`\$?([A-Z]{3,}_[A-Z_]+)[`=]", (ROOT / "docs" / f"{page}.md").read_text()))
+    flags = {name for name in named if name.startswith("VITE_")}
+    assert len(named) > 15
+    assert named - known - elsewhere - flags == set()
