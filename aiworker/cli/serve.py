@@ -15,7 +15,7 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from aiworker.domain.errors import ConfigurationError
+from aiworker.domain.errors import ConfigurationError, WorkerError
 
 _PR_SET_PDEATHSIG = 1
 _HTTP_SHUTDOWN_S = 5.0
@@ -25,10 +25,22 @@ _GARBAGE_THRESHOLD = 20_000
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs `main` on uvloop to its end."""
+    """Runs `main` on uvloop to its end. A WorkerError that ended one of its services is raised for its sentence."""
     leave_imports_alone()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main)
+        try:
+            runner.run(main)
+        except BaseExceptionGroup as group:
+            raise _known(group) or group from None
+
+
+def _known(group: BaseExceptionGroup[BaseException]) -> WorkerError | None:
+    """The first error of ours in it, however deep."""
+    for error in group.exceptions:
+        found = _known(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, WorkerError):
+            return found
+    return None
 
 
 def leave_imports_alone() -> None:

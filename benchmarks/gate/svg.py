@@ -8,8 +8,8 @@ from math import floor, log10
 
 Points = Sequence[tuple[float, float]]
 
-_WIDTH, _HEIGHT = 720, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 150, 12, 34
+_WIDTH, _HEIGHT = 720, 272
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 150, 24, 34
 _COLOURS = ("#0b6e99", "#c2410c", "#15803d", "#7e22ce", "#b45309", "#be123c", "#334155", "#0f766e")
 
 
@@ -68,7 +68,7 @@ def line_chart(
     parts.append(
         f'<text class="tick" text-anchor="middle" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 2}">{x_title}</text>'
     )
-    parts.append(f'<text class="tick" x="4" y="{_TOP - 2}">{escape(y_title)}</text></svg>')
+    parts.append(f'<text class="tick" x="4" y="12">{escape(y_title)}</text></svg>')
     return "".join(parts)
 
 

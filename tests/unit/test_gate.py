@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import math
 import re
@@ -15,15 +16,19 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from gate.drive import Driver
+from gate.drive import Call, Driver, Log, Sent
 from gate.mix import BY_NAME, KINDS, Quantiles, kinds_here, model_latency
 from gate.plan import DAY_MEAN, Phase, arrivals, phases
 from gate.report import page
+from gate.show import Display
+from gate.simulate import need, waits
 from gate.stand_ins import purpose_of
 from gate.svg import cumulative, line_chart, ticks
 from gate.verdict import Job, Target, against_old, changes, growth, percentile, summary, targets
+from gate.watch import Sample, Watch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from aiworker.cli.bench import run_gate
 from aiworker.domain.errors import ConfigurationError
@@ -210,6 +215,22 @@ def test_ticks_cover_the_axis_with_few_round_numbers(most: float) -> None:
     assert len(found) <= 12
 
 
+def test_the_terminal_shows_what_happens_while_it_happens() -> None:
+    log = Log(sent=[Sent(uuid4(), "mean", "sofia_text", 0.0)], calls=[Call("mean", "enqueue", 12.0, 202)])
+    watch = Watch(None, None, "http://worker", {})  # type: ignore[arg-type]
+    display = Display(log, watch, phases("quick"))
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(display)
+    watch.samples.append(Sample(1.0, "mean", 7, 3, {"worker": 90.0, "children": 300.0}, 40, 2.0, 5.0))
+    display.begin(phases("quick")[1])
+    console.print(display)
+    display.end(phases("quick")[1], "1 request so far")
+    console.print(display)
+    shown = console.export_text()
+    for part in ("the day's mean", "7", "3", "12 ms", "390 MB", "2.50", "1 request so far"):
+        assert part in shown
+
+
 def test_a_chart_of_nothing_says_so() -> None:
     assert line_chart({"a": []}, x_title="x", y_title="y") == "<p>nothing to draw</p>"
 
@@ -230,3 +251,16 @@ def test_the_stand_in_knows_who_asks() -> None:
 def test_without_a_checkout_the_command_says_where_the_gate_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="make bench"):
         run_gate([], tmp_path)
+
+
+def test_waiting_for_servers_is_first_come_first_served() -> None:
+    assert waits([0, 0, 0], [2, 2, 2], 1) == [2, 4, 6]
+    assert waits([0, 0, 0], [2, 2, 2], 2) == [2, 2, 4]
+    assert waits([0, 10], [2, 2], 1) == [2, 2]
+
+
+def test_more_load_needs_more_slots_and_not_more_than_in_proportion() -> None:
+    few, many = need(0.5, 0.06, jobs=3000), need(5.0, 0.06, jobs=3000)
+    assert few.slots < many.slots <= 10 * few.slots
+    assert many.p95_s < 20
+    assert few.children == 1
