@@ -25,12 +25,17 @@ class Arrival:
 
 @dataclass
 class SimulatedLane:
-    """Takes `seconds(n)` for a batch of n, one batch after the other, and `restart_s` to come back from the dead."""
+    """Takes `seconds(n)` for a batch of n, one batch after the other, and `restart_s` to come back from the dead.
+
+    `room` is how many pictures find memory together; what does not fit is halved, as a child does it. With none, every
+    second picture is starved.
+    """
 
     seconds: Callable[[int], float]
     pass_size: int = 8
     engine: str = "simulated"
     restart_s: float = 0.5
+    room: int = 64
     lives: int = 0
     busy_until: float = 0.0
 
@@ -55,7 +60,8 @@ class Record:
 
 
 class Simulation:
-    """`deaths` are (time, lane) at which a lane's child is killed from outside."""
+    """`deaths` are (time, lane) at which a lane's child is killed from outside, `drains` those at which it is replaced
+    by a fresh one that is ready."""
 
     def __init__(
         self,
@@ -64,11 +70,13 @@ class Simulation:
         *,
         max_batch: int = 8,
         deaths: Sequence[tuple[float, int]] = (),
+        drains: Sequence[tuple[float, int]] = (),
     ) -> None:
         self.scheduler = Scheduler(max_batch)
         self.record = Record()
         self.arrivals = arrivals
-        self._lanes = lanes
+        self.lanes = list(lanes)
+        self._alone = 0
         self._order = itertools.count()
         self._wakes_at = -math.inf
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -77,7 +85,10 @@ class Simulation:
         for index in range(len(lanes)):
             self._at(0.0, lambda now, index=index: self._start(index, now))  # type: ignore[misc]
         for moment, index in deaths:
-            self._at(moment, lambda now, index=index: self._die(index, self._lanes[index].lives, now))  # type: ignore[misc]
+            self._at(moment, lambda now, index=index: self._die(index, self.lanes[index].lives, now))  # type: ignore[misc]
+
+        for moment, index in drains:
+            self._at(moment, lambda now, index=index: self._drain(index, now))  # type: ignore[misc]
 
     def run(self) -> Record:
         """Until nothing happens any more."""
@@ -98,13 +109,21 @@ class Simulation:
         self.scheduler.submit(item, now + arrival.patience_s, arrival.shape)
 
     def _start(self, index: int, now: float) -> None:
-        lane = self._lanes[index]
+        lane = self.lanes[index]
         lane.lives += 1
         lane.busy_until = now
         self.scheduler.lane_up(index, lane.engine, lane.pass_size, now)
 
+    def _drain(self, index: int, now: float) -> None:
+        if self.scheduler.load(index) is None:
+            return
+        old = self.lanes[index]
+        self.lanes.append(SimulatedLane(old.seconds, old.pass_size, old.engine, old.restart_s, old.room))
+        self._start(len(self.lanes) - 1, now)
+        self.scheduler.drain(index)
+
     def _die(self, index: int, life: int, now: float) -> None:
-        lane = self._lanes[index]
+        lane = self.lanes[index]
         if lane.lives != life or self.scheduler.load(index) is None:
             return
         self.record.rejected += self.scheduler.lane_down(index)
@@ -117,7 +136,7 @@ class Simulation:
             else:
                 self.record.taken_out |= dict.fromkeys(action.items, (now, action.cause))
         if self.scheduler.waiting and any(
-            load.idle(now) for index in range(len(self._lanes)) if (load := self.scheduler.load(index))
+            load.idle(now) for index in range(len(self.lanes)) if (load := self.scheduler.load(index))
         ):
             self.record.idle_while_waiting.append(now)
         again = self.scheduler.next_at(now)
@@ -126,7 +145,7 @@ class Simulation:
             self._at(again, lambda _: None)
 
     def _send(self, dispatch: Dispatch, now: float) -> None:
-        lane = self._lanes[dispatch.lane]
+        lane = self.lanes[dispatch.lane]
         load = self.scheduler.load(dispatch.lane)
         assert load is not None
         self.record.sent.append(Sent(now, dispatch, was_idle=len(load.flights) == 1))
@@ -139,9 +158,18 @@ class Simulation:
             self._at(ends, lambda later: self._end(dispatch, life, later))
 
     def _end(self, dispatch: Dispatch, life: int, now: float) -> None:
-        if self._lanes[dispatch.lane].lives != life or self.scheduler.load(dispatch.lane) is None:
+        lane, load = self.lanes[dispatch.lane], self.scheduler.load(dispatch.lane)
+        if lane.lives != life or load is None:
             return
+        size = len(dispatch.items)
+        while size > max(1, lane.room):
+            load.lower_cap(size)
+            size //= 2
         for item in dispatch.items:
+            self._alone += lane.room == 0
+            if lane.room == 0 and self._alone % 2:
+                assert self.scheduler.starved(dispatch.lane, item, now)
+                continue
             assert self.scheduler.answered(dispatch.lane, item)
             assert item not in self.record.answered_at, "answered twice"
             self.record.answered_at[item] = now

@@ -28,7 +28,7 @@ _LANES = st.lists(
     min_size=1,
     max_size=3,
 )
-_DEATHS = st.lists(st.tuples(st.floats(0, 3), st.integers(0, 2)), max_size=3)
+_MOMENTS = st.lists(st.tuples(st.floats(0, 3), st.integers(0, 2)), max_size=3)
 
 
 def _ended(record: Record) -> list[int]:
@@ -36,13 +36,23 @@ def _ended(record: Record) -> list[int]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(_ARRIVALS, _LANES, st.integers(1, 8), _DEATHS)
+@given(_ARRIVALS, _LANES, st.integers(1, 8), _MOMENTS, _MOMENTS, st.sampled_from([64, 64, 3, 1, 0]))
 def test_no_request_is_lost_starved_or_answered_twice_and_no_lane_idles(
-    arrivals: list[Arrival], lanes: list[tuple[float, float, int]], max_batch: int, deaths: list[tuple[float, int]]
+    arrivals: list[Arrival],
+    lanes: list[tuple[float, float, int]],
+    max_batch: int,
+    deaths: list[tuple[float, int]],
+    drains: list[tuple[float, int]],
+    room: int,
 ) -> None:
     deaths = [(at, lane % len(lanes)) for at, lane in deaths]
+    drains = [(at, lane % len(lanes)) for at, lane in drains]
     simulation = Simulation(
-        arrivals, [SimulatedLane(linear(a, b), cap) for a, b, cap in lanes], max_batch=max_batch, deaths=deaths
+        arrivals,
+        [SimulatedLane(linear(a, b), cap, room=room) for a, b, cap in lanes],
+        max_batch=max_batch,
+        deaths=deaths,
+        drains=drains,
     )
     record = simulation.run()
 
@@ -51,7 +61,7 @@ def test_no_request_is_lost_starved_or_answered_twice_and_no_lane_idles(
     assert patient <= record.answered_at.keys() | set(record.rejected), "who can wait is served"
     for sent in record.sent:
         items = sent.dispatch.items
-        assert len(items) <= min(max_batch, lanes[sent.dispatch.lane][2])
+        assert len(items) <= min(max_batch, simulation.lanes[sent.dispatch.lane].pass_size)
         assert len({arrivals[item].shape for item in items}) == 1
     for item, (at, cause) in record.taken_out.items():
         deadline = arrivals[item].at + arrivals[item].patience_s
@@ -82,7 +92,7 @@ def test_a_picture_that_kills_is_rejected_alone(poison: int, lanes: int, cap: in
     record = simulation.run()
     assert record.rejected == [poison]
     assert len(record.answered_at) == 19
-    assert sum(lane.lives for lane in simulation._lanes) - lanes == 3, "three children, whatever the batch"
+    assert sum(lane.lives for lane in simulation.lanes) - lanes == 3, "three children, whatever the batch"
 
 
 def _poisson(rate: float, patience_s: float, seconds: float = 15.0) -> list[Arrival]:
@@ -178,6 +188,38 @@ def test_one_that_found_no_memory_even_alone_waits_and_is_tried_again() -> None:
     again = scheduler.next_at(0.1)
     assert again == pytest.approx(0.35)
     assert scheduler.decide(again) == [Dispatch(0, 2, (1,))]
+
+
+def test_nothing_runs_beside_a_suspect() -> None:
+    scheduler = _scheduler()
+    scheduler.submit(1, 1e9, None)
+    for death in range(2):
+        assert len(scheduler.decide(float(death))) == 1
+        assert scheduler.lane_down(0) == ()
+        scheduler.lane_up(0, "engine", 8, float(death))
+    assert len(scheduler.decide(3.0)) == 1
+    scheduler.submit(2, 1e9, None)
+    assert scheduler.decide(100.0) == []
+    assert scheduler.lane_down(0) == (1,)
+
+
+def test_an_eye_test_waits_for_the_lane_and_has_it_to_itself() -> None:
+    scheduler = _scheduler()
+    scheduler.submit(1, 1e9, None)
+    assert len(scheduler.decide(0.0)) == 1
+    scheduler.reserve(0)
+    scheduler.submit(2, 1e9, None)
+    assert scheduler.decide(1.0) == []
+    assert scheduler.occupy(0, 0, None, 1.0) is None
+    assert scheduler.answered(0, 1)
+    assert scheduler.batch_done(0, 1, 0.0, 1.0)
+    assert scheduler.decide(1.0) == []
+    batch = scheduler.occupy(0, 0, None, 1.0)
+    assert batch == 2
+    assert scheduler.decide(100.0) == []
+    assert scheduler.answered(0, 0)
+    assert scheduler.batch_done(0, batch, 0.0, 101.0)
+    assert scheduler.decide(101.0) == [Dispatch(0, 3, (2,))]
 
 
 def test_a_drained_lane_finishes_what_it_has_and_gets_nothing_more() -> None:
