@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from average_precision import Row, iou, mean_average_precision
 from fakes.shared_data import SHARED_DATA
 from PIL import Image
 
@@ -72,22 +73,13 @@ async def _detect(spec: ChildSpec, photos: list[str]) -> tuple[list[Detections],
         await pool.stop()
 
 
-def _iou(a: tuple[float, ...], b: list[float]) -> float:
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return width * height / (areas - width * height)
-
-
 def _differences(ours: tuple[Detection, ...], theirs: list[list[float]], tolerance: float) -> list[object]:
     left, missing = list(theirs), []
     for each in ours:
         alike = (
             row
             for row in left
-            if row[0] == each.class_id
-            and abs(row[1] - each.confidence) <= tolerance
-            and _iou(each.box, row[2:]) >= 0.99
+            if row[0] == each.class_id and abs(row[1] - each.confidence) <= tolerance and iou(each.box, row[2:]) >= 0.99
         )
         match = next(alike, None)
         if match is None:
@@ -118,6 +110,36 @@ async def test_detections_are_those_of_ultralytics(
     loaded = {name for name in _ENGINES if f"lib{name}" in mapped}
     assert loaded == {engine}, "a child that reads an export never loads torch"
     assert rss_mb < (400 if engine == "openvino" else 1000)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+async def test_no_engine_costs_average_precision(reference: dict[str, Any], folder: Path, precision: str) -> None:
+    """On the photos that come with their truth; whatever single boxes do."""
+    if precision == "bf16" and "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has no bf16")
+    weights, expected = reference["families"]["yolov8"].values()
+    photos = [photo for photo in expected if Path(photo).with_suffix(".txt").exists()]
+    if not photos:
+        pytest.skip("no photos with their truth at hand")
+    spec = ChildSpec(weights, _ENGINES["openvino"], "cpu", precision, 2, confidence=0.25, cache_dir=str(folder))
+    found, _, _ = await _detect(spec, photos)
+    truth = [_truth(Path(photo), each) for photo, each in zip(photos, found, strict=True)]
+    ours = [[(box.class_id, box.confidence, *box.box) for box in each.items] for each in found]
+    theirs = [[(int(kind), *rest) for kind, *rest in expected[photo]] for photo in photos]
+    reached = mean_average_precision(theirs, truth)
+    assert reached > 20, "or the measure says nothing"
+    assert mean_average_precision(ours, truth) >= reached - 0.5
+
+
+def _truth(photo: Path, size: Detections) -> list[Row]:
+    """From lines of class and the box's centre, width and height as shares of the photo's."""
+    rows = []
+    for line in photo.with_suffix(".txt").read_text().splitlines():
+        kind, x, y, width, height = map(float, line.split())
+        corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        x1, y1, x2, y2 = (share * side for share, side in zip(corners, (size.width, size.height) * 2, strict=True))
+        rows.append((int(kind), 1.0, x1, y1, x2, y2))
+    return rows
 
 
 def test_boxes_of_a_segmentation_model_with_an_empty_mask_are_dropped(reference: dict[str, Any]) -> None:
