@@ -57,7 +57,7 @@ class Sizes:
 
 
 FULL = Sizes(1.0, 2.0, 3, 45, 4000, 6, WHO)
-QUICK = Sizes(0.3, 2.5, 1, 13, 1000, 1, (OURS, LITELLM))
+QUICK = Sizes(0.3, 2.5, 1, 8, 400, 1, (OURS, LITELLM))
 AT_ONCE = 200
 
 
