@@ -106,14 +106,14 @@ class Lane:
 
     def check(self, now: float) -> bool:
         """Condemns a child that is stopped, hung or stalled. True when an idle one should be asked for a sign."""
-        if self._child is None or self.ready is None:
+        if self._child is None:
             return False
         look = look_at(self._child.pid)
         self.rss_mb = look.rss_mb if look else self.rss_mb
         complaint = self._watch.complaint(look, now)
         if complaint is not None:
             self.condemn(complaint)
-        return complaint is None and self._watch.wants_ping(now)
+        return complaint is None and self.ready is not None and self._watch.wants_ping(now)
 
     def silent_s(self, now: float) -> float:
         """How long the child has owed an answer without a word."""
@@ -127,7 +127,7 @@ class Lane:
             self.state = LaneState.STARTING
         self._verdict = verdict = asyncio.get_running_loop().create_future()
         child = await ChildProcess.spawn(self.spec, self._hear)
-        self._child = child
+        self._child, self._watch = child, Watch(self._policy.patience, time.monotonic())
         try:
             limit = asyncio.get_running_loop().call_later(self._policy.start_s, self._check_started)
             try:

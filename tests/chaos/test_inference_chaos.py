@@ -123,6 +123,18 @@ async def test_a_child_stopped_while_idle_is_found_before_somebody_needs_it() ->
         assert pool.snapshot()[0]["last_error"] == "stopped by a signal"
 
 
+async def test_a_child_stopped_while_it_loads_is_replaced_too() -> None:
+    pool = InferencePool([_spec("SlowToLoad")], PoolRules(lane=_QUICK))
+    await pool.start()
+    try:
+        await _until(lambda: _pids(pool) != [])
+        os.kill(_pids(pool)[0], signal.SIGSTOP)
+        await asyncio.wait_for(pool.wait_ready(), _LONG)
+        assert pool.snapshot()[0]["last_error"] == "stopped by a signal"
+    finally:
+        await pool.stop()
+
+
 @pytest.mark.parametrize("poison", [KILLS_CHILD, STOPS_CHILD, SEGFAULTS])
 async def test_a_picture_that_kills_is_rejected_alone(poison: int) -> None:
     async with _pool(processes=2) as pool:

@@ -88,6 +88,11 @@ class BrokenEngine(FakeEngine):
         raise ValueError("these weights are not weights")
 
 
+class SlowToLoad(FakeEngine):
+    def load(self) -> None:
+        time.sleep(1.0)
+
+
 class DiesAtStart(FakeEngine):
     def warm_up(self) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
