@@ -114,3 +114,30 @@ def test_two_timings_of_one_name_are_refused() -> None:
     Timings("t", "help", [], bounds=(1.0,), registry=registry)
     with pytest.raises(ValueError, match="Duplicated"):
         Timings("t", "help", [], bounds=(1.0,), registry=registry)
+
+
+def test_labels_have_few_values_by_what_they_are() -> None:
+    """A new label needs a thought: how many values can it have in a year?"""
+    few = {
+        "cause",
+        "check",
+        "code",
+        "direction",
+        "how",
+        "outcome",
+        "pass",
+        "place",
+        "provider",
+        "reason",
+        "result",
+        "route",
+        "stage",
+        "state",
+        "status",
+        "type",
+    }
+    names: set[str] = set()
+    for collector in {*Metrics().registry._collector_to_names}:
+        names |= set(getattr(collector, "_labelnames", None) or getattr(collector, "_labels", None) or ())
+    assert {"type", "provider", "route"} <= names
+    assert names - few == set()
