@@ -29,7 +29,7 @@ def letterboxed(image: bytes, size: int) -> Shape | None:
 
 
 def _padded(side: float, size: int) -> int:
-    scaled = round(side)
+    scaled = max(round(side), 1)
     return scaled + (size - scaled) % _STRIDE
 
 

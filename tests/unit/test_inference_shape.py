@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
+from aiworker.inference.decode import decode
+from aiworker.inference.letterbox import fit, prepare
 from aiworker.inference.shape import letterboxed, picture_size
 
 _JPEG, _PNG = ("JPEG", {}), ("PNG", {})
@@ -64,7 +67,13 @@ def test_what_tells_no_size_has_no_shape() -> None:
     assert letterboxed(b"\x89PNG\r\n\x1a\n" + bytes(40), 640) is None
 
 
-def test_real_photos_have_the_size_that_decoding_gives(photos: list[Path]) -> None:
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([320, 640, 1280]))
+def test_every_size_has_the_shape_that_the_child_gives_it(width: int, height: int, size: int) -> None:
+    png = b"\x89PNG\r\n\x1a\n" + bytes(8) + struct.pack(">II", width, height)
+    assert letterboxed(png, size) == fit(width, height, size, 32).shape
+
+
+def test_real_photos_have_the_shape_that_the_child_makes(photos: list[Path]) -> None:
     for photo in photos:
-        with Image.open(photo) as picture:
-            assert picture_size(photo.read_bytes()) == ImageOps.exif_transpose(picture).size
+        content = photo.read_bytes()
+        assert letterboxed(content, 640) == prepare(decode(content, 10**8), 640, 32).pixels.shape[:2]
