@@ -59,7 +59,7 @@ def analysis(run: Any = nothing) -> Analysis:
 
 
 def limits(slots: int, worker_id: str = "bench") -> WorkerLimits:
-    """The defaults of the settings, with `slots`."""
+    """The defaults of the settings with `slots`, without the cache and without pruning."""
     return WorkerLimits(worker_id, slots, LEASE_S, POLL_S, 300.0, 5.0, None)
 
 
@@ -183,15 +183,15 @@ async def latency(url: str, samples: int) -> dict[str, Any]:
 def main() -> None:
     """Runs one measurement and prints its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["drain", "bare", "enqueue", "latency", "share"])
+    parser.add_argument("what", choices=["drain", "logged", "bare", "enqueue", "latency", "share"])
     parser.add_argument("url")
     parser.add_argument("--jobs", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=50)
     options = parser.parse_args()
-    configure_logging("WARNING", "bench")
+    configure_logging("INFO" if options.what == "logged" else "WARNING", "bench")
     leave_imports_alone()
     match options.what:
-        case "drain":
+        case "drain" | "logged":
             work = drain(options.url, options.jobs, 2 * options.batch)
         case "share":
             work = share(options.url, 2 * options.batch)

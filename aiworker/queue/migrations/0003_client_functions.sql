@@ -169,8 +169,10 @@ begin
   -- Not now(): the waits for locks above must not count as waiting in line.
   v_now := clock_timestamp();
   v_due := v_now + p_delay_s * interval '1 second';
+  -- In the order of the user's own index, which is the only one that does not step over what has ended.
   select count(*) into v_active
-    from (select from analysis_jobs o where o.user_id = v_user and o.line is not null limit v_limits.max_active) j;
+    from (select from analysis_jobs o where o.user_id = v_user and o.line is not null
+           order by o.place desc limit v_limits.max_active) j;
   select max(j.place - j.priority * interval '10 seconds') into v_last
     from (select o.place, o.priority
             from analysis_jobs o
