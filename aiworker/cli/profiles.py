@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aiworker.cli.placement import placement_for
+from aiworker.inference.engines.exports import version
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.placement import Placement
 from aiworker.inference.profile import ENGINES, FALLBACK, Candidate, Measured, Profile, candidates
@@ -103,12 +104,13 @@ def _spec(settings: Settings, weights: Path) -> ChildSpec:
 
 
 def _choices(settings: Settings, cores: int) -> list[Candidate]:
-    return candidates(
+    every = candidates(
         cores,
         precision=settings.inference_precision,
         processes=settings.inference_processes,
         threads=settings.inference_threads,
     )
+    return [each for each in every if each.engine == FALLBACK or version(each.engine)]
 
 
 def _cache_dir(settings: Settings) -> Path:

@@ -159,9 +159,13 @@ def test_the_letterbox_is_that_of_ultralytics(reference: dict[str, Any]) -> None
 def test_an_export_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     weights = tmp_path / "broken.pt"
     weights.write_bytes(b"not a checkpoint")
+    abandoned = tmp_path / "exports" / ".export-killed"
+    abandoned.mkdir(parents=True)
+    os.utime(abandoned, (0, 0))
     with pytest.raises(ExportFailed, match=r"the export to openvino failed: \w+"):
         ensure_export(str(weights), "openvino", str(tmp_path))
     folder = export_folder(weights, "openvino", str(tmp_path))
+    assert not abandoned.exists(), "nor what a killed process left"
     assert [each.name for each in folder.parent.iterdir()] == [f"{folder.name}.lock"]
 
 

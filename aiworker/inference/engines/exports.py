@@ -9,9 +9,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,6 +29,8 @@ FORMATS = {"openvino": ("openvino", "torch", "ultralytics"), "tensorrt": ("tenso
 """What each format is written by."""
 _HEAD = "head.json"
 _REVISION = 1
+_SCRATCH = ".export-"
+_ABANDONED_S = 24 * 3600.0
 
 
 class ExportFailed(Exception):
@@ -79,7 +83,8 @@ def _read_head(folder: Path) -> Head:
 
 
 def _make(weights: Path, kind: str, folder: Path, timeout_s: float) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
+    _sweep(folder.parent)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_SCRATCH) as scratch:
         fresh = Path(scratch) / folder.name
         fresh.mkdir()
         module = "aiworker.inference.engines.exporting"
@@ -94,6 +99,13 @@ def _make(weights: Path, kind: str, folder: Path, timeout_s: float) -> None:
             last = done.stderr.strip().splitlines()[-1:]
             raise ExportFailed(f"the export to {kind} failed: {''.join(last)[:300]}")
         fresh.rename(folder)
+
+
+def _sweep(root: Path) -> None:
+    """Removes what was left by processes that were killed while they exported."""
+    for left in root.glob(f"{_SCRATCH}*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED_S:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
