@@ -103,7 +103,7 @@ def profile_file(cache_dir: Path, spec: ChildSpec, choices: Sequence[Candidate])
     named = orjson.dumps(
         [
             [_processor(), len(os.sched_getaffinity(0))],
-            [checksum(weights, weights.stat().st_mtime_ns), spec.image_size],
+            [checksum(weights), spec.image_size],
             {package: version(package) for package in _PACKAGES},
             [asdict(candidate) for candidate in choices],
         ]

@@ -66,7 +66,7 @@ def ensure_export(weights: str, kind: str, cache_dir: str = "", *, timeout_s: fl
 def export_folder(weights: Path, kind: str, cache_dir: str = "") -> Path:
     """Where the export of exactly these weights by exactly these versions is kept."""
     versions = {name: version(name) for name in FORMATS[kind]}
-    named = orjson.dumps([_REVISION, checksum(weights, weights.stat().st_mtime_ns), kind, versions])
+    named = orjson.dumps([_REVISION, checksum(weights), kind, versions])
     root = Path(cache_dir) if cache_dir else weights.parent / ".cache"
     return root / "exports" / f"{weights.stem}-{kind}-{hashlib.sha256(named).hexdigest()[:16]}"
 
@@ -116,11 +116,16 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
+def checksum(file: Path) -> str:
+    """SHA-256, read once for as long as the file looks the same."""
+    now = file.stat()
+    return _checksum(file, now.st_mtime_ns, now.st_size, now.st_ino)
+
+
 @lru_cache(maxsize=8)
-def checksum(weights: Path, changed_ns: int) -> str:
-    """SHA-256 of a file, read once for each `changed_ns`."""
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checksum(file: Path, changed_ns: int, size: int, inode: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def version(package: str) -> str:
