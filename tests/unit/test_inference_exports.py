@@ -25,8 +25,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     folders: list[Path] = []
 
     def make(weights: Path, kind: str, folder: Path, timeout_s: float) -> None:
-        folder.mkdir()
-        write_head(_HEAD, folder)
+        fresh = folder.with_suffix(".fresh")
+        fresh.mkdir()
+        write_head(_HEAD, fresh)
+        fresh.rename(folder)
         folders.append(folder)
 
     monkeypatch.setattr(exports, "_make", make)
