@@ -32,8 +32,8 @@ _SENTENCES: dict[str, tuple[str, str]] = {
         "The image is too large. Send a smaller photo.",
     ),
     "media_type_unsupported": (
-        "O arquivo não é uma imagem que sabemos ler. Envie JPEG, PNG ou WebP.",
-        "The file is not an image that we can read. Send a JPEG, PNG or WebP.",
+        "O arquivo não é uma imagem que sabemos ler. Envie JPEG, PNG, WebP ou HEIC.",
+        "The file is not an image that we can read. Send a JPEG, PNG, WebP or HEIC.",
     ),
     "media_not_found": (
         "Não há imagem nesse endereço. Envie a foto de novo.",

@@ -19,6 +19,7 @@ from aiworker.domain.errors import ImageUnreadable, MediaTooLarge, MediaTypeUnsu
 # Ollama's runner for Qwen dies of a side below 28 pixels or of one 200 times the other.
 LEAST_SIDE = 64
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"})
 _QUALITY = 85
 _AT_A_TIME = 2
 # 1280 patches of 28 x 28 pixels, which is what leaves room for a prompt in a context of 4096 tokens.
@@ -50,11 +51,13 @@ def as_jpeg(image: bytes, pixels: int) -> bytes:
         with warnings.catch_warnings():
             # The limit of pixels is checked where a picture comes in; Pillow's own is only its second line.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(image), formats=_FORMATS) as picture:
+            with Image.open(io.BytesIO(image), formats=_formats_of(image)) as picture:
                 picture.thumbnail(fitting(picture.width, picture.height, pixels), reducing_gap=2.0)
                 upright = _rgb(_upright(picture))
     except UnidentifiedImageError:
-        raise MediaTypeUnsupported("not JPEG, PNG, WebP or GIF") from None
+        if image[4:8] == b"ftyp":
+            raise ImageUnreadable("the file ends before its header does") from None
+        raise MediaTypeUnsupported("not JPEG, PNG, WebP, GIF or HEIC") from None
     except Image.DecompressionBombError:
         raise MediaTooLarge("picture over the decoder's own limit") from None
     except MemoryError:
@@ -65,6 +68,17 @@ def as_jpeg(image: bytes, pixels: int) -> bytes:
     out = io.BytesIO()
     _padded(upright).save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()
+
+
+def _formats_of(image: bytes) -> tuple[str, ...]:
+    """What is not named here is refused before a byte of it is parsed."""
+    if image[4:8] != b"ftyp" or image[8:12] not in _HEIF_BRANDS:
+        return _FORMATS
+    # Most workers never meet a HEIC, and its decoder takes memory.
+    import pillow_heif  # noqa: PLC0415
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return ("HEIF",)
 
 
 def fitting(width: int, height: int, pixels: int) -> tuple[int, int]:

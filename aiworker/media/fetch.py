@@ -21,7 +21,7 @@ _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 64 * 1024
 # A picture gains nothing by compression in transit, and what is not unpacked cannot be a bomb.
 _HEADERS = {
-    "Accept": "image/jpeg,image/png,image/webp,image/gif",
+    "Accept": "image/jpeg,image/png,image/webp,image/gif,image/heic",
     "Accept-Encoding": "identity",
     "User-Agent": "aiworker",
 }

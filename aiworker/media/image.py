@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,7 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from aiworker.domain.errors import ImageUnreadable, MediaTooLarge, MediaTypeUnsupported
 
-ImageFormat = Literal["jpeg", "png", "webp", "gif"]
+ImageFormat = Literal["jpeg", "png", "webp", "gif", "heif"]
 
 _SIGNATURES: tuple[tuple[ImageFormat, bytes], ...] = (
     ("jpeg", b"\xff\xd8\xff"),
@@ -25,7 +26,11 @@ _SIGNATURES: tuple[tuple[ImageFormat, bytes], ...] = (
 )
 # The plugins themselves and not Image.open, whose pixel limit is a global of the process.
 _READERS: dict[str, Callable[[BytesIO], ImageFile]] = {"jpeg": JpegImageFile, "png": PngImageFile, "gif": GifImageFile}
-_HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis"))
+_HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"))
+_UNREAD_BRANDS = frozenset((b"hevc", b"hevx", b"avif", b"avis"))
+# A phone writes the sizes into the first kilobytes; some programs, after the pixels of a thumbnail.
+_HEIF_HEAD = 1 << 20
+_HEIF_SIZE = re.compile(rb"ispe\0\0\0\0(.{4})(.{4})", re.DOTALL)
 # A photo's header takes dozens. A file made of millions of empty segments would hold Pillow, and the event loop, for
 # seconds.
 _MAX_READS = 10_000
@@ -59,7 +64,10 @@ def read_header(data: bytes, max_pixels: int) -> ImageHeader:
     or contradicts itself), MediaTooLarge.
     """
     kind = _format_of(data)
-    width, height = _webp_size(data) if kind == "webp" else _pillow_size(kind, data, max_pixels)
+    if kind == "heif":
+        width, height = _heif_size(data)
+    else:
+        width, height = _webp_size(data) if kind == "webp" else _pillow_size(kind, data, max_pixels)
     if width * height > max_pixels:
         raise _too_many(max_pixels, width * height)
     if width == 0 or height == 0:
@@ -74,10 +82,12 @@ def _format_of(data: bytes) -> ImageFormat:
     if data[:4] == b"RIFF" and b"WEBP".startswith(data[8:12]):
         return "webp"
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
-        raise MediaTypeUnsupported("HEIC and AVIF are not read yet", format="heif")
+        return "heif"
+    if data[4:8] == b"ftyp" and data[8:12] in _UNREAD_BRANDS:
+        raise MediaTypeUnsupported("AVIF and sequences of pictures are not read", format="heif")
     if any(signature.startswith(data) for signature in (*(s for _, s in _SIGNATURES), b"RIFF")):
         raise ImageUnreadable("the file ends before its header does", size_bytes=len(data))
-    raise MediaTypeUnsupported("the bytes are no JPEG, PNG, WebP or GIF")
+    raise MediaTypeUnsupported("the bytes are no JPEG, PNG, WebP, GIF or HEIC")
 
 
 def _pillow_size(kind: ImageFormat, data: bytes, max_pixels: int) -> tuple[int, int]:
@@ -102,6 +112,17 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         bits = int.from_bytes(body[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     raise ImageUnreadable("bad webp header")
+
+
+def _heif_size(data: bytes) -> tuple[int, int]:
+    """The largest of the sizes in the file (ISO/IEC 23008-12, `ispe`): the others are tiles and thumbnails of it."""
+    found = [
+        (int.from_bytes(width, "big"), int.from_bytes(height, "big"))
+        for width, height in _HEIF_SIZE.findall(data, 0, _HEIF_HEAD)
+    ]
+    if not found:
+        raise ImageUnreadable("bad heif header")
+    return max(found, key=lambda size: size[0] * size[1])
 
 
 def _too_many(max_pixels: int, pixels: int | None = None) -> MediaTooLarge:

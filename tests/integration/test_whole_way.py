@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -29,6 +30,7 @@ from fakes.collector import FakeCollector
 from fakes.gemini_server import FakeGemini
 from fakes.llm_server import Body, Reply
 from fakes.ollama_server import FakeOllama
+from PIL import Image
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from aiworker.cli.stack import Stack, running_stack
@@ -218,6 +220,21 @@ async def test_a_photo_with_gemini(system: System, photos: list[Path]) -> None:
     (parts,) = [message["parts"] for message in system.gemini.requests[-1]["contents"]]
     assert any("inlineData" in part for part in parts)
     assert "laranja" in json.dumps(parts, ensure_ascii=False)
+
+
+async def test_a_phones_photo_in_heic(system: System, photos: list[Path]) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    heic = BytesIO()
+    with Image.open(photos[0]) as photo:
+        photo.save(heic, "HEIF", quality=90)
+    before = len(system.gemini.requests)
+    job = await system.run("sofia_image", {"imageUrl": data_url(heic.getvalue())})
+    assert job["status"] == "completed", job
+    assert not job["result"]["degraded"]
+    assert job["result"]["detections"]
+    (part, _) = system.gemini.requests[before]["contents"][-1]["parts"]
+    assert base64.b64decode(part["inlineData"]["data"]).startswith(b"\xff\xd8\xff")
 
 
 async def test_a_photo_from_an_allowed_host(system: System) -> None:

@@ -50,6 +50,15 @@ def test_every_kind_becomes_a_jpeg(kind: str, mode: str) -> None:
     assert seen.width > seen.height
 
 
+def test_a_phones_heic_becomes_a_jpeg() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    heic = picture(640, 480, "heif")
+    assert opened(as_jpeg(heic, 100_000)).size == (364, 273)
+    with pytest.raises(ImageUnreadable):
+        as_jpeg(heic[:300], 100_000)
+
+
 def test_the_cameras_notes_stay_behind_and_the_picture_is_upright() -> None:
     photo = picture(300, 200, exif=ROTATED)
     assert 0x8825 in opened(photo).getexif()

@@ -117,11 +117,34 @@ def test_not_a_picture_that_we_read(data):
         read_header(data, 10**6)
 
 
-@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
-def test_heic_is_recognised(brand):
+@pytest.mark.parametrize("brand", [b"avif", b"hevc"])
+def test_what_is_in_a_heif_file_but_no_photo_is_said(brand):
     with pytest.raises(MediaTypeUnsupported) as caught:
         read_header(b"\0\0\0\x18ftyp" + brand + bytes(40), 10**6)
     assert caught.value.details == {"format": "heif"}
+
+
+def ispe(width, height):
+    return b"\0\0\0\x14ispe" + struct.pack(">III", 0, width, height)
+
+
+def test_a_phones_heic_is_as_large_as_its_largest_part():
+    start = b"\0\0\0\x18ftypheic" + bytes(12)
+    photo = start + ispe(512, 512) + ispe(4032, 3024) + ispe(320, 240)
+    assert read_header(photo, 10**8) == ImageHeader("heif", 4032, 3024)
+    with pytest.raises(MediaTooLarge):
+        read_header(photo, 10**7)
+    for broken in (start, start + ispe(4032, 3024)[:-1]):
+        with pytest.raises(ImageUnreadable):
+            read_header(broken, 10**8)
+    with pytest.raises(ImageUnreadable):
+        read_header(start + ispe(0, 7), 10**8)
+
+
+def test_a_real_heic():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    assert read_header(encoded("heif", (640, 480)), 10**6) == ImageHeader("heif", 640, 480)
 
 
 @pytest.mark.parametrize(
