@@ -56,8 +56,8 @@ class Sizes:
     who: tuple[str, ...]
 
 
-FULL = Sizes(1.0, 2.0, 3, 45, 4000, 6, WHO)
-QUICK = Sizes(0.3, 2.5, 1, 8, 400, 1, (OURS, LITELLM))
+FULL = Sizes(1.0, 2.0, 3, 45, 4000, 12, WHO)
+QUICK = Sizes(0.3, 2.5, 1, 8, 400, 3, (OURS, LITELLM))
 AT_ONCE = 200
 
 
@@ -158,7 +158,9 @@ def faults(bench: Bench) -> list[Bar]:
             ahead = rows[name, OURS].share - rows[name, other].share
             bars.append(Bar(f"{name}: ahead of {other}", ahead, "points", 0.0, least=True))
             p95 = [percentile(rows[name, who].ms, 0.95) for who in (OURS, other)]
-            bars.append(Bar(f"{name}: p95 of good answers / {other}", p95[0] / max(1.0, p95[1]), "x"))
+            # Where both answer all, ahead is who does it in less time.
+            limit = 1.0 if ahead == 0 else None
+            bars.append(Bar(f"{name}: p95 of good answers / {other}", p95[0] / max(1.0, p95[1]), "x", limit))
         wasted = [sum(rows[name, who].sent["wasted"] for name in names[:-1]) for who in (OURS, other)]
         # Tuned, it gives calls up instead of wasting them; in a quick run everybody is still learning.
         limit = 0.2 if other == LITELLM and sizes.scale == 1 else None
@@ -195,7 +197,7 @@ def costs(bench: Bench) -> list[Bar]:
         Bar("processor time that the router adds to a call", ours["cpu_us"], "us", 1000),
         Bar("processor time of a call that LiteLLM answers itself", theirs["cpu_us"], "us"),
         Bar(f"{AT_ONCE} streams of 500 ms, p95", ours["through_p95_ms"], "ms"),
-        Bar(f"{AT_ONCE} streams, p95 that the router adds", ours["through_p95_ms"] - ours["direct_p95_ms"], "ms", 5.0),
+        Bar(f"{AT_ONCE} streams, p95 that the router adds", ours["added_p95_ms"], "ms", 5.0),
         Bar(f"{AT_ONCE // 4} streams of 500 ms, p95, LiteLLM", theirs["through_p95_ms"], "ms"),
         Bar("import and one idle client", ours["rss_mb"], "MB", 60),
         Bar("import and one idle client, LiteLLM", theirs["rss_mb"], "MB"),

@@ -74,11 +74,10 @@ class Slots:
 
     def wait_s(self, now: float, deadline: float, ticket: Ticket | None = None) -> float:
         """The predicted wait of a call with `deadline`; `ticket` is its own, where it is in line already."""
-        if ticket is not None and ticket.granted_at is not None:
+        granted = ticket is not None and ticket.granted_at is not None
+        if granted or len(self._running) < self.size:
             return 0.0
         running = [_left_s(now, one) for one in self._running]
-        if len(running) < self.size:
-            return 0.0
         ahead = sorted(item for item in self._line if item[0] <= deadline)
         before = itertools.takewhile(lambda one: one is not ticket, (one for _, _, one in ahead))
         return predicted_wait(running, (one.expected_s for one in before))

@@ -11,6 +11,8 @@ from typing import Literal
 
 SLO_S = 15.0
 OLLAMA_SLOTS = 4
+# How long an answer of the server without faults takes.
+STEADY_S = 0.5
 NEVER = math.inf
 
 Kind = Literal["answer", "hang", "fail", "cut", "limited"]
@@ -81,15 +83,27 @@ def flaky(rng: random.Random, share: float, fine: Behaviour) -> Behaviour:
 
 
 def scenarios(seed: int) -> dict[str, Scenario]:
-    """Fresh ones, with dice of their own."""
-    rng = random.Random(seed)
+    """Fresh ones. Each provider of each has dice of its own, so that its n-th call has the same fate for everybody."""
+
+    def dice(name: str) -> random.Random:
+        return random.Random(f"{seed} {name}")
+
+    def well(name: str) -> Behaviour:
+        return lognormal(dice(name), 2, 4)
+
+    def fast(name: str) -> Behaviour:
+        return lognormal(dice(name), 1, 2)
+
     local, cloud = ("ollama", "gemini"), ("gemini", "ollama")
-    well, fast = lognormal(rng, 2, 4), lognormal(rng, 1, 2)
     return {
-        "Ollama dead": Scenario(local, None, fast),
-        "Ollama hanging": Scenario(local, hanging, fast),
-        "Ollama slow (p95 20 s)": Scenario(local, lognormal(rng, 6, 20), fast),
-        "Gemini 429, RetryInfo 5 s": Scenario(cloud, well, limited(10, 10, fast)),
-        "Gemini 503 bursts": Scenario(cloud, well, bursts(10, 4, fast)),
-        "both flaky": Scenario(local, flaky(rng, 0.3, well), flaky(rng, 0.3, fast)),
+        "Ollama dead": Scenario(local, None, fast("dead")),
+        "Ollama hanging": Scenario(local, hanging, fast("hanging")),
+        "Ollama slow (p95 20 s)": Scenario(local, lognormal(dice("slow"), 6, 20), fast("beside slow")),
+        "Gemini 429, RetryInfo 5 s": Scenario(cloud, well("beside 429"), limited(10, 10, fast("429"))),
+        "Gemini 503 bursts": Scenario(cloud, well("beside 503"), bursts(10, 4, fast("503"))),
+        "both flaky": Scenario(
+            local,
+            flaky(dice("flaky 1"), 0.3, well("flaky well")),
+            flaky(dice("flaky 2"), 0.3, fast("flaky fast")),
+        ),
     }

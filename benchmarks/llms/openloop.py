@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from llms.faults import SLO_S
+from llms.faults import SLO_S, STEADY_S
 
 Ask = Callable[[float, float], Awaitable[str]]
 
@@ -51,17 +51,21 @@ async def _drive(name: str, ask: Ask, scale: float, rate: float, seconds: float,
     return {"calls": len(arrivals), "in_time": len(good), "ms": sorted(good)}
 
 
-async def steadily(call: Callable[[], Awaitable[None]], at_once: int, each: int) -> list[float]:
-    """Milliseconds of each call, with `at_once` of them under way at any time, begun at different moments."""
+async def steadily(call: Callable[[], Awaitable[None]], at_once: int, seconds: float) -> list[float]:
+    """Milliseconds of each call to the steady server, whose streams take half a second.
+
+    They begin at moments of chance, so many that `at_once` of them are under way: begun one after the other's end, they
+    would bunch together more and more.
+    """
     rng = random.Random(at_once)
     taken: list[float] = []
 
     async def one(delay_s: float) -> None:
         await asyncio.sleep(delay_s)
-        for _ in range(each):
-            started = time.perf_counter()
-            await call()
-            taken.append(1000 * (time.perf_counter() - started))
+        started = time.perf_counter()
+        await call()
+        taken.append(1000 * (time.perf_counter() - started))
 
-    await asyncio.gather(*(one(rng.uniform(0, 0.5)) for _ in range(at_once)))
+    calls = int(at_once * seconds / STEADY_S)
+    await asyncio.gather(*(one(rng.uniform(0, seconds)) for _ in range(calls)))
     return taken

@@ -19,7 +19,7 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from llms.faults import OLLAMA_SLOTS, Behaviour, Fate, scenarios
+from llms.faults import OLLAMA_SLOTS, STEADY_S, Behaviour, Fate, scenarios
 
 _DEADLINE = re.compile(rb"deadline=([0-9.]+)")
 _TOKENS = 50
@@ -173,7 +173,7 @@ async def serve(scale: float) -> None:
         # A port where nobody listens: bound and closed again.
         ports[name].setdefault("ollama", 9)
     steady = Place("steady", "gemini", 1.0, None)
-    steady.begin(lambda _: Fate("answer", 0.5))
+    steady.begin(lambda _: Fate("answer", STEADY_S))
 
     async def control(request: web.Request) -> web.Response:
         if request.path == "/begin":

@@ -62,7 +62,7 @@ async def faults(
 ) -> dict[str, Any]:
     """Every scenario at once, each with a Router of its own."""
     # Much of it is imported at the first call.
-    await steadily(_asking(router_of({"ollama": 9, "gemini": steady}, 1.0)), 3, 2)
+    await steadily(_asking(router_of({"ollama": 9, "gemini": steady}, 1.0)), 3, 0.5)
     routers = {name: router_of(ports[name], scale, tuned=tuned) for name in ports}
 
     def ask_of(name: str) -> Ask:
@@ -111,7 +111,7 @@ async def streams(port: int, at_once: int, waves: int) -> dict[str, float]:
             pass
 
     await steadily(through, at_once, 1)
-    taken = await steadily(through, at_once, 3 * waves)
+    taken = await steadily(through, at_once, 1.5 * waves)
     return {"through_p95_ms": sorted(taken)[int(0.95 * len(taken))]}
 
 
