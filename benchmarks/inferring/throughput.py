@@ -91,6 +91,7 @@ async def theirs(ground: Ground, name: str) -> float:
         program="serve_yolo.py",
         probe=ground.photos[0].read_bytes(),
         weights=ground.weights,
+        precision=ground.split.precision,
         threads=ground.split.threads,
         cache=ground.cache,
         ours=":".join(folders),

@@ -1,6 +1,7 @@
 """Other model servers with YOLO. One file, so that all do the same work.
 
-    python serve_yolo.py      (SERVER=litserve|mosec|fastapi, WEIGHTS, THREADS, CAP, WORKERS, SLO_S, PORT, PIDS, OURS)
+    python serve_yolo.py      (SERVER=litserve|mosec|fastapi, WEIGHTS, PRECISION, CACHE, THREADS, CAP, WORKERS,
+                               SLO_S, PORT, PIDS, OURS)
 
 fastapi is what users run today: `YOLO.predict` for each request. litserve and mosec batch on our engine and decode as
 we do. Packages that this environment lacks come from the folders in OURS.
@@ -32,7 +33,8 @@ class Model:
         from aiworker.inference.engines.openvino_engine import OpenVinoEngine
         from aiworker.inference.messages import ChildSpec
 
-        spec = ChildSpec(WEIGHTS, device="cpu", threads=THREADS, confidence=CONFIDENCE, cache_dir=os.environ["CACHE"])
+        how = {"precision": os.environ["PRECISION"], "threads": THREADS, "cache_dir": os.environ["CACHE"]}
+        spec = ChildSpec(WEIGHTS, device="cpu", confidence=CONFIDENCE, **how)
         self.engine, self.decode = OpenVinoEngine(spec), decode
         self.engine.load()
         self.engine.warm_up()
