@@ -71,7 +71,11 @@ class Lease(NamedTuple):
 
 
 class ClaimedJob(NamedTuple):
-    """One attempt. `attempt` counts from 1; `deadline_in_s` may be negative for a job that is already late."""
+    """One attempt. `attempt` counts from 1; `deadline_in_s` may be negative for a job that is already late.
+
+    `apart` says that this attempt is the last one and that the one before it ended with a worker that fell silent:
+    nothing else is taken beside it.
+    """
 
     lease: Lease
     user_id: UUID
@@ -81,6 +85,7 @@ class ClaimedJob(NamedTuple):
     max_attempts: int
     deadline_in_s: float
     waited_s: float
+    apart: bool = False
 
     @property
     def id(self) -> UUID:

@@ -32,7 +32,7 @@ _STATUS = "select * from public.get_analysis_status($1, $2)"
 _CANCEL = "select * from public.cancel_analysis($1, $2)"
 _DEPTH = "select * from public.analysis_queue_depth()"
 CLAIM = """
-select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s, looked_at_s
+select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s, apart, looked_at_s
   from public.claim_analyses($1, $2, $3, $4, $5, $6)"""
 _RENEW = "select * from public.renew_leases($1, $2, $3)"
 _REPORT = "select public.report_progress($1, $2, $3, $4)"

@@ -20,8 +20,8 @@ Row = Mapping[str, Any]
 def claimed_jobs(rows: Iterable[Sequence[Any]], token: UUID) -> list[ClaimedJob]:
     """Rows of the claim; the last column, the moment of it, is not of the job. A row without an id holds only that."""
     return [
-        ClaimedJob(Lease(job_id, token), user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s)
-        for job_id, user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s, _ in rows
+        ClaimedJob(Lease(job_id, token), user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s, apart)
+        for job_id, user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s, apart, _ in rows
         if job_id is not None
     ]
 

@@ -95,7 +95,7 @@ class Dispatcher:
     async def _claim_some(self) -> bool:
         """True when a full batch came back, so that more may be waiting."""
         wanted = min(self._slots - self._running.working, _LARGEST_CLAIM)
-        if wanted <= 0 or self._running.unwritten > self._slots:
+        if wanted <= 0 or self._running.unwritten > self._slots or self._running.apart:
             return False
         try:
             jobs = await self._source.claim(self._worker_id, wanted, self._lease_s, self._types)

@@ -75,5 +75,10 @@ class RunningJobs:
         """Jobs that have worked and are not written yet."""
         return len(self.by_id) - self.working
 
+    @property
+    def apart(self) -> bool:
+        """One of them may be what killed a worker: nothing is to be begun beside it."""
+        return any(running.job.apart for running in self.by_id.values())
+
     def __len__(self) -> int:
         return len(self.by_id)

@@ -354,6 +354,36 @@ class TestRescue:
         assert view.error == sentence("attempts_exhausted")
         assert await bench.claim() == []
 
+    async def test_who_worked_beside_a_job_that_kills_does_not_fail_with_it(self, bench: Bench) -> None:
+        killer = await bench.add()
+        others = [await bench.add() for _ in range(4)]
+        for _ in range(2):
+            assert len(await bench.claim()) == 5
+            await bench.advance(LEASE_S + 1)
+            assert await bench.queue.rescue() == 5
+
+        for _ in range(5):
+            [job] = await bench.claim()
+            assert (job.attempt, job.apart) == (3, True)
+            if job.id == killer:
+                await bench.advance(LEASE_S + 1)
+                assert await bench.queue.rescue() == 1
+            else:
+                assert await bench.finish(job, Completed({}))
+
+        assert (await bench.view(killer)).status is JobStatus.FAILED
+        assert {(await bench.view(job_id)).status for job_id in others} == {JobStatus.COMPLETED}
+
+    async def test_an_attempt_that_ended_properly_is_followed_by_an_ordinary_one(self, bench: Bench) -> None:
+        await bench.add()
+        await bench.claim_one()
+        await bench.advance(LEASE_S + 1)
+        await bench.queue.rescue()
+        assert await bench.finish(await bench.claim_one(), Retry(0.0, "later", "provider_unavailable"))
+        await bench.add()
+
+        assert [job.apart for job in await bench.claim()] == [False, False]
+
     async def test_rescuers_share_the_work(self, bench: Bench) -> None:
         for _ in range(20):
             await bench.add()

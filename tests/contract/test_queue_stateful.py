@@ -60,6 +60,7 @@ class Job:
     lease: Lease | None = None
     lease_ends: float = 0.0
     cancel_requested: bool = False
+    apart: bool = False
     result: Any = None
 
 
@@ -121,6 +122,8 @@ class QueueMachine(RuleBasedStateMachine):
             for job_id, job in self.model.items()
             if job.status is PENDING and not job.follows and job.run_after <= self.now
         }
+        if apart := {job_id: job for job_id, job in claimable.items() if job.apart}:
+            claimable, limit = apart, 1
         claimed = self.wait(self.bench.queue.claim(worker, limit, LEASE_S, NAMES))
         taken = {job.id for job in claimed}
 
@@ -132,7 +135,7 @@ class QueueMachine(RuleBasedStateMachine):
             job = self.model[each.id]
             job.status, job.attempts, job.lease = PROCESSING, job.attempts + 1, each.lease
             job.lease_ends = self.now + LEASE_S
-            assert each.attempt == job.attempts
+            assert (each.attempt, each.apart) == (job.attempts, bool(apart))
             self.held[worker].append(each.lease)
             self.known.append(each.lease)
 
@@ -167,6 +170,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self._end(job, FAILED)
             else:
                 job.status, job.lease, job.run_after = PENDING, None, self.now
+                job.apart = job.attempts == job.max_attempts - 1
 
     @rule(worker=st.sampled_from("abc"), outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=4))
     def work(self, worker: str, outcomes: list[Outcome]) -> None:
@@ -208,6 +212,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self._end(job, COMPLETED, result, shared=ttl_s is not None)
             case Retry(delay_s) if job.attempts < job.max_attempts:
                 job.status, job.lease, job.run_after = PENDING, None, self.now + delay_s
+                job.apart = False
             case Interrupted():
                 job.status, job.lease, job.run_after = PENDING, None, self.now
                 job.attempts -= 1

@@ -65,6 +65,7 @@ class _Row:
     token: UUID | None = None
     lease_expires_at: float = 0.0
     cancel_requested: bool = False
+    apart: bool = False
     started_at: float | None = None
     completed_at: float | None = None
 
@@ -219,7 +220,8 @@ class MemoryQueue:
             for row in self._rows.values()
             if row.status is PENDING and row.run_after <= now and not row.follows and row.new.type in wanted
         ]
-        chosen = sorted(due, key=lambda row: row.place)[: max(0, limit)]
+        apart = [row for row in due if row.apart]
+        chosen = sorted(apart or due, key=lambda row: row.place)[: min(1, limit) if apart else max(0, limit)]
         token = uuid4()
         return [self._claimed(row, worker_id, now, lease_s, token) for row in chosen]
 
@@ -236,6 +238,7 @@ class MemoryQueue:
             max_attempts=row.max_attempts,
             deadline_in_s=row.deadline_at - now,
             waited_s=now - row.run_after,
+            apart=row.apart,
         )
 
     async def renew(self, leases: Sequence[Lease], lease_s: float) -> Renewal:
@@ -279,6 +282,7 @@ class MemoryQueue:
                 self._end(row, JobStatus.CANCELLED)
             case Retry(delay_s, error, error_code):
                 self._put_back(row, delay_s, error, error_code)
+                row.apart = False
             case Interrupted():
                 row.attempts -= 1
                 self._put_back(row)
@@ -295,6 +299,7 @@ class MemoryQueue:
                 self._end(row, JobStatus.FAILED, error=sentence(code), error_code=code)
             else:
                 self._put_back(row)
+                row.apart = row.attempts == row.max_attempts - 1
         return len(expired)
 
     async def prune(self, keep_s: float, limit: int = 500) -> int:

@@ -280,6 +280,23 @@ async def test_a_notification_during_a_claim_is_not_lost() -> None:
                 await asyncio.sleep(0)
 
 
+async def test_nothing_is_begun_beside_a_job_that_may_have_killed_its_worker() -> None:
+    now = [0.0]
+    queue, model = WatchedQueue(clock=lambda: now[0]), GatedModel()
+    suspect = await put(queue, replace(chat(), max_attempts=2))
+    await queue.claim("dead", 1, 1.0, ["unified_assistant"])
+    now[0] = 2.0
+    await queue.rescue()
+    async with working(queue, tools(model), replace(LIMITS, slots=2)):
+        await model.begun()
+        other = await put(queue, chat())
+        await asyncio.sleep(0)
+        assert (await queue.status(other, None)).status is JobStatus.PENDING
+        model.open.set()
+        await queue.until(suspect, JobStatus.COMPLETED)
+        await queue.until(other, JobStatus.COMPLETED)
+
+
 def test_forgetting_an_old_attempt_keeps_the_new_one() -> None:
     jobs = RunningJobs()
     lease = Lease(UUID(int=1), UUID(int=2))

@@ -23,7 +23,8 @@ end;
 $$;
 
 -- At most `p_limit` jobs of `p_types`, those with the earliest place first. The attempt is counted here: a job that
--- kills its process uses its attempts up too.
+-- kills its process uses its attempts up too, and has the last of them apart: a claim takes such a job alone, and its worker
+-- takes no other beside it. So whoever worked beside it in the first ones does not fail with it.
 --
 -- `p_since_s` is a `looked_at_s` of a claim that took less than it might have (null: none yet), in seconds since 1970.
 -- What was enqueued after that has a place of at least that moment plus its priority, so the entries before it, all of
@@ -36,7 +37,7 @@ create or replace function public.claim_analyses(
   p_since_s double precision default null
 ) returns table (
   id uuid, lease_token uuid, user_id uuid, type text, input jsonb, attempts smallint, max_attempts smallint,
-  deadline_in_s double precision, waited_s double precision, looked_at_s double precision
+  deadline_in_s double precision, waited_s double precision, apart boolean, looked_at_s double precision
 )
 language plpgsql security definer
 set search_path = public, pg_temp
@@ -53,6 +54,7 @@ as $$
 declare
   v_floor timestamptz := coalesce(to_timestamp(p_since_s) - interval '2 seconds', '-infinity');
   v_looked_at_s double precision := date_part('epoch', now());
+  v_apart tid;
 begin
   if exists (select from analysis_pauses) then
     v_looked_at_s := null;
@@ -64,10 +66,18 @@ begin
   update analysis_jobs j set line = 0
    where j.ctid = any (array(
      select d.ctid from analysis_jobs d where d.line = -1 and d.run_after <= now() for update skip locked));
+  select j.ctid into v_apart from analysis_jobs j
+   where j.line = -3 and j.status = 'pending' and j.type = any (p_types)
+   order by j.place limit 1 for update skip locked;
+  if found then
+    v_looked_at_s := null;
+  end if;
   return query
   with next_jobs as materialized (
+    select v_apart as row_id where v_apart is not null
+    union all (
     select c.row_id
-      from unnest('{0,1,2,3,4,5,6,7,8,9,10}'::smallint[]) as l (line)
+      from unnest(case when v_apart is null then '{0,1,2,3,4,5,6,7,8,9,10}' else '{}' end::smallint[]) as l (line)
      cross join lateral (
        select j.ctid as row_id, j.place
          from analysis_jobs j
@@ -77,7 +87,7 @@ begin
         limit p_limit
           for update skip locked) c
      order by c.place
-     limit p_limit
+     limit p_limit)
   )
   update analysis_jobs j
      set status = 'processing',
@@ -92,7 +102,8 @@ begin
     from next_jobs n
    where j.ctid = n.row_id
   returning j.id, j.lease_token, j.user_id, j.type, j.input, j.attempts, j.max_attempts,
-            date_part('epoch', j.deadline_at - now()), date_part('epoch', now() - j.run_after), v_looked_at_s;
+            date_part('epoch', j.deadline_at - now()), date_part('epoch', now() - j.run_after),
+            j.line = -3, v_looked_at_s;
   if not found and v_looked_at_s is not null then
     looked_at_s := v_looked_at_s;
     return next;
@@ -166,7 +177,7 @@ begin
     with put_back as (
       update analysis_jobs j
          set status = 'pending',
-             line = case when o.delay_s > 0 then -1 else 0 end,
+             line = case when o.delay_s > 0 then -1 when o.kind = 'interrupted' and j.line = -3 then -3 else 0 end,
              -- At most 30 days: one absurd delay must not make the whole batch fail.
              run_after = now() + least(greatest(coalesce(o.delay_s, 0), 0), 2592000) * interval '1 second',
              attempts = j.attempts - (o.kind = 'interrupted')::integer,
@@ -267,7 +278,7 @@ begin
     )
     update analysis_jobs j
        set status = e.status,
-           line = case when e.status = 'pending' then 0 end,
+           line = case when e.status = 'pending' then case when j.attempts = j.max_attempts - 1 then -3 else 0 end end,
            error = case when e.status = 'failed' then p_error end,
            error_code = case when e.status = 'failed' then 'attempts_exhausted' end,
            completed_at = case when e.status <> 'pending' then now() end,
@@ -324,11 +335,11 @@ as $$
          coalesce(d.following, 0), coalesce(d.oldest_pending_s, 0), p.type is not null
     from (
       select j.type,
-             count(*) filter (where j.status = 'pending' and j.line >= 0) as pending,
+             count(*) filter (where j.status = 'pending' and j.line not in (-1, -2)) as pending,
              count(*) filter (where j.status = 'processing') as processing,
              count(*) filter (where j.line = -1) as delayed,
              count(*) filter (where j.line = -2) as following,
-             date_part('epoch', max(now() - j.run_after) filter (where j.status = 'pending' and j.line >= 0))
+             date_part('epoch', max(now() - j.run_after) filter (where j.status = 'pending' and j.line not in (-1, -2)))
                as oldest_pending_s
         from analysis_jobs j
        where j.line is not null
