@@ -21,7 +21,9 @@ from aiworker.inference.engines.exports import checksum, version
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool
 from aiworker.inference.profile import ENGINES, Candidate, Measured, Profile, agrees, has_drifted
+from aiworker.telemetry.logs import get_logger
 
+_log = get_logger(__name__)
 _PACKAGES = ("aiworker", "openvino", "torch", "ultralytics")
 _START_S = 180.0
 _CHECK_AGE_S = 7 * 24 * 3600.0
@@ -82,7 +84,10 @@ async def known_or_measured(
     if kept is not None and not await _has_aged(kept, spec, sample):
         return kept
     profile = await measure_all(spec, choices, sample, say)
-    await asyncio.to_thread(write, file, profile)
+    try:
+        await asyncio.to_thread(write, file, profile)
+    except OSError as error:
+        _log.warning("profile not kept, the next start measures again", file=str(file), reason=error.strerror)
     return profile
 
 

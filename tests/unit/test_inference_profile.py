@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from aiworker.domain.detection import Detection, Detections
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.profile import Candidate, Measured, Profile, agrees, candidates, has_drifted
-from aiworker.inference.profiling import profile_file, read, serving, write
+from aiworker.inference.profiling import Sample, known_or_measured, profile_file, read, serving, write
 
 
 def _measured(rate: float, processes: int = 1, fault: str = "") -> Measured:
@@ -118,3 +118,18 @@ def test_a_candidate_becomes_what_its_child_is_told() -> None:
         True,
         0.4,
     )
+
+
+async def test_a_folder_that_cannot_be_written_costs_only_the_keeping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = Profile((_measured(20),))
+
+    async def measured(*arguments: object) -> Profile:
+        return profile
+
+    monkeypatch.setattr("aiworker.inference.profiling.measure_all", measured)
+    in_the_way = tmp_path / "profiles"
+    in_the_way.write_text("not a folder")
+    found = await known_or_measured(in_the_way / "one.json", ChildSpec("w.pt"), [], Sample(b""))
+    assert found is profile
