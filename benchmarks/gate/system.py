@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 
 # Most of a job is waiting for a model: that needs slots, not cores.
 _SLOTS = "96"
+
+
+_NOT_FOR_THE_GATE = frozenset({"DATABASE_URL", "HEALTH_TOKEN", "WORKER_ID", "TRACES"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,23 @@ def _weights(model: str, models_dir: Path) -> Path:
         return pull_weights(model, models_dir).resolve()
 
 
+def environment(before: Mapping[str, str], places: Addresses, weights: Path, *, live: bool) -> dict[str, str]:
+    """What the system under test sees. Its database is always one of its own: a load test has no business in another.
+
+    How many slots there are may be set from outside, to see what difference it makes.
+    """
+    forced = {"YOLO_MODEL": str(weights), "MEDIA_ALLOWED_HOSTS": places.media_url.removeprefix("http://")}
+    if not live:
+        forced |= {
+            "OLLAMA_URL": places.ollama_url,
+            "GEMINI_URL": places.gemini_url,
+            "GEMINI_API_KEY": places.gemini_key,
+        }
+    usual = {"WORKER_CONCURRENCY": _SLOTS, "GEMINI_SLOTS": _SLOTS, "OLLAMA_SLOTS": str(OLLAMA_PARALLEL)}
+    kept = {name: value for name, value in before.items() if name not in _NOT_FOR_THE_GATE}
+    return usual | {"LOG_LEVEL": "WARNING"} | kept | forced
+
+
 @asynccontextmanager
 async def running_system(say: Callable[[str], None], *, live: bool) -> AsyncIterator[System]:
     """With `live`, Ollama and Gemini are those of the environment. Variables that are set win over the gate's own."""
@@ -85,22 +105,8 @@ async def running_system(say: Callable[[str], None], *, live: bool) -> AsyncIter
     before = dict(os.environ)
     try:
         async with stand_ins(photos_folder(folder / "photos")) as places:
-            gate = {
-                "WORKER_CONCURRENCY": _SLOTS,
-                "GEMINI_SLOTS": _SLOTS,
-                "OLLAMA_SLOTS": str(OLLAMA_PARALLEL),
-                "LOG_LEVEL": "WARNING",
-                "YOLO_MODEL": str(weights),
-                "MEDIA_ALLOWED_HOSTS": places.media_url.removeprefix("http://"),
-            }
-            if not live:
-                gate |= {
-                    "OLLAMA_URL": places.ollama_url,
-                    "GEMINI_URL": places.gemini_url,
-                    "GEMINI_API_KEY": places.gemini_key,
-                }
-            forced = {"YOLO_MODEL", "OLLAMA_URL", "GEMINI_URL", "GEMINI_API_KEY", "MEDIA_ALLOWED_HOSTS"}
-            os.environ.update({name: value for name, value in gate.items() if name in forced or name not in before})
+            os.environ.clear()
+            os.environ.update(environment(before, places, weights, live=live))
             os.chdir(folder)
             async with running_stack(load_settings(port=0, worker_port=0), say, log_dir=folder / "logs") as stack:
                 yield System(stack, places, folder, weights)

@@ -22,8 +22,9 @@ from gate.plan import DAY_MEAN, Phase, arrivals, phases
 from gate.report import page
 from gate.show import Display
 from gate.simulate import need, waits
-from gate.stand_ins import purpose_of
+from gate.stand_ins import Addresses, purpose_of
 from gate.svg import cumulative, line_chart, ticks
+from gate.system import environment
 from gate.verdict import Job, Target, against_old, changes, growth, percentile, summary, targets
 from gate.watch import Sample, Watch
 from hypothesis import given
@@ -246,6 +247,22 @@ def test_the_stand_in_knows_who_asks() -> None:
     assert purpose_of(body({"properties": {"sections": {}}}, photo)) == "medical_exam"
     assert purpose_of(body({"properties": {"foods": {}}})) == "sofia_text"
     assert purpose_of(body(None, {"text": "oi"})) == "unified_assistant"
+
+
+def test_the_gate_never_loads_the_database_of_the_environment(tmp_path: Path) -> None:
+    places = Addresses("http://ollama", "http://gemini", "fake-key", "http://127.0.0.1:9", [])
+    outside = {
+        "DATABASE_URL": "postgresql://production",
+        "HEALTH_TOKEN": "token",
+        "GEMINI_API_KEY": "real-key",
+        "WORKER_CONCURRENCY": "8",
+        "PATH": "/bin",
+    }
+    seen = environment(outside, places, tmp_path, live=False)
+    assert "production" not in str(seen)
+    assert "HEALTH_TOKEN" not in seen
+    assert (seen["GEMINI_API_KEY"], seen["WORKER_CONCURRENCY"], seen["PATH"]) == ("fake-key", "8", "/bin")
+    assert environment(outside, places, tmp_path, live=True)["GEMINI_API_KEY"] == "real-key"
 
 
 def test_without_a_checkout_the_command_says_where_the_gate_is(tmp_path: Path) -> None:
