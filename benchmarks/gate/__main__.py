@@ -105,18 +105,18 @@ def _plan(options: argparse.Namespace) -> tuple[Phase, ...]:
 
 
 @asynccontextmanager
-async def _tools(system: System) -> AsyncIterator[tuple[aiohttp.ClientSession, asyncpg.Connection[Any]]]:
-    database = await asyncpg.connect(system.stack.database_url)
-    try:
-        async with aiohttp.ClientSession(
+async def _tools(system: System) -> AsyncIterator[tuple[aiohttp.ClientSession, asyncpg.Pool[Any]]]:
+    # A pool: who watches and who waits for an empty queue ask at the same time.
+    async with (
+        asyncpg.create_pool(system.stack.database_url, min_size=1, max_size=3) as database,
+        aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=60), connector=aiohttp.TCPConnector(limit=0)
-        ) as session:
-            yield session, database
-    finally:
-        await database.close()
+        ) as session,
+    ):
+        yield session, database
 
 
-async def _settled(database: asyncpg.Connection[Any]) -> None:
+async def _settled(database: asyncpg.Pool[Any]) -> None:
     """Returns when no job waits or runs, or when that takes too long: what is left then counts as lost."""
     give_up = time.monotonic() + _SETTLE_S
     unfinished = "select count(*) from public.analysis_jobs where status in ('pending', 'processing')"
@@ -124,7 +124,7 @@ async def _settled(database: asyncpg.Connection[Any]) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _ledger(database: asyncpg.Connection[Any], sent: Sequence[Sent]) -> list[Job]:
+async def _ledger(database: asyncpg.Pool[Any], sent: Sequence[Sent]) -> list[Job]:
     rows: dict[UUID, Any] = {row["id"]: row for row in await database.fetch(_ROWS, [each.job_id for each in sent])}
     return [_job(each, rows.get(each.job_id)) for each in sent]
 

@@ -46,7 +46,7 @@ class Watch:
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        database: asyncpg.Connection[Any],
+        database: asyncpg.Pool[Any],
         worker_url: str,
         processes: Mapping[str, int],
     ) -> None:
