@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import DeadlineExceeded, InferenceUnavailable
@@ -85,7 +85,7 @@ async def serving(
     probe: bytes = b"x",
     **more: object,
 ) -> AsyncIterator[Peer]:
-    """The server, ready once it has answered `probe`; its whole process group is gone afterwards.
+    """The server, ready once it has answered `probe`; it and all that it started are gone afterwards.
 
     `more` is what its program reads beside the rest, by name (a=0.1 as A).
     """
@@ -110,8 +110,10 @@ async def serving(
                 await _ready(peer, Path(folder, "log"), probe)
                 yield peer
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            # Not by group: BentoML's workers have sessions of their own.
+            for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
             process.wait()
 
 
