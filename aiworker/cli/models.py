@@ -93,8 +93,8 @@ def _of_ollama(settings: Settings, name: str) -> list[tuple[str, str]]:
         ("can", ", ".join(capabilities) or "unknown"),
         ("reads pictures of", pixels),
         ("licence", str(info.get("license") or (shown.license or "unknown").splitlines()[0])),
-        ("used as", _roles(settings).get(name, "nothing")),
-        ("in memory", loaded.get(name, "no")),
+        ("used as", _roles(settings).get(_tagged(name), "nothing")),
+        ("in memory", loaded.get(_tagged(name), "no")),
     ]
 
 
@@ -106,11 +106,16 @@ def _loaded(client: ollama.Client) -> dict[str, str]:
 
 
 def _roles(settings: Settings) -> dict[str, str]:
-    roles = {settings.ollama_model: "text"}
+    roles = {_tagged(settings.ollama_model): "text"}
     if settings.ollama_vision_model:
         both = settings.ollama_vision_model == settings.ollama_model
-        roles[settings.ollama_vision_model] = "text and vision" if both else "vision"
+        roles[_tagged(settings.ollama_vision_model)] = "text and vision" if both else "vision"
     return roles
+
+
+def _tagged(name: str) -> str:
+    """As Ollama lists it."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 def _gigabytes(size: int | None) -> str:
@@ -145,6 +150,7 @@ def _pull_weights(settings: Settings, name: str, console: Console) -> None:
 def _pull_from_ollama(settings: Settings, name: str, console: Console) -> None:
     with _ollama(settings, name, timeout_s=None) as client, _bars(console) as bars:
         tasks: dict[str, TaskID] = {}
+        what = ""
         for part in client.pull(name, stream=True):
             what = part.status or name
             if not part.total:
@@ -153,6 +159,8 @@ def _pull_from_ollama(settings: Settings, name: str, console: Console) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=part.total)
             bars.update(tasks[what], completed=part.completed or 0, total=part.total)
+        if what != "success":
+            raise ValueError(what)
     console.print(f"[bold]{name}[/bold] is in Ollama")
 
 
@@ -171,6 +179,7 @@ def _ollama(settings: Settings, name: str = "", timeout_s: float | None = _TIMEO
         if "file does not exist" in error.error:
             raise ModelNotFound(f"there is no {name!r} in Ollama's library: see ollama.com/library") from None
         raise ProviderUnavailable(f"Ollama refused ({error.status_code}): {error.error}", provider="ollama") from None
-    except (ConnectionError, httpx.HTTPError) as error:
+    except (ConnectionError, httpx.HTTPError, ValueError, TypeError, AttributeError) as error:
+        # The last three: something else than Ollama answers there.
         note = f"no Ollama at {settings.ollama_url} ({type(error).__name__}): start it, or correct OLLAMA_URL"
         raise ProviderUnavailable(note, provider="ollama") from None

@@ -73,7 +73,8 @@ def table_of(placement: Placement) -> Table:
 def _ollama_share(url: str) -> OllamaShare | None:
     try:
         models = ollama.Client(host=url, timeout=_OLLAMA_TIMEOUT_S).ps().models
-    except (ollama.ResponseError, ConnectionError, httpx.HTTPError):
+    except (ollama.ResponseError, ConnectionError, httpx.HTTPError, ValueError, TypeError, AttributeError):
+        # The last three: something else than Ollama answers there.
         return None
     vram = sum(model.size_vram or 0 for model in models)
     return OllamaShare((sum(model.size or 0 for model in models) - vram) / _MIB, vram / _MIB)

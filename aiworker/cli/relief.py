@@ -21,7 +21,7 @@ async def unload_ollama(url: str) -> None:
             names = [model.model for model in (await client.ps()).models if model.model]
             for name in names:
                 await client.chat(name, messages=[], keep_alive=0)
-    except (ollama.ResponseError, ConnectionError, httpx.HTTPError) as error:
+    except (ollama.ResponseError, ConnectionError, httpx.HTTPError, ValueError, TypeError, AttributeError) as error:
         _log.warning("ollama not unloaded", reason=type(error).__name__)
     else:
         _log.warning("ollama unloaded for want of memory", models=names)

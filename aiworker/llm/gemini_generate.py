@@ -172,7 +172,7 @@ class GenerateStream:
 
     def _count(self, key: str) -> int:
         value = self._usage.get(key)
-        return value if isinstance(value, int) else 0
+        return max(0, value) if isinstance(value, int) else 0
 
 
 def _dict(value: Any) -> dict[str, Any]:

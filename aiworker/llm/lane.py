@@ -109,7 +109,10 @@ class Lane:
         """Seconds for the answer, with loading the model where it is not there."""
         outlook = self.forecast.outlook(now, size)
         load_s = self.residence.load_s(now, size.images > 0) if call is None else call.load_s
-        return outlook.plus(load_s) if outlook and load_s else outlook
+        if outlook is None:
+            # Long unasked, so nothing is known but that the model has to be loaded first.
+            return Outlook(load_s, load_s, load_s, load_s) if load_s else None
+        return outlook.plus(load_s)
 
     def enter(
         self, moment: Moment, size: Size, *, deadline: float, unknown_s: float, on_end_of_line: Callable[[bool], None]
@@ -133,6 +136,7 @@ class Lane:
         now, vision = moment.now, call.size.images > 0
         load_s = completion.load_ms / 1000
         self.answers += 1
+        self._spend(moment, completion.cost_usd)
         self._end(now, call, Evidence(Sign.WELL))
         self.forecast.note(now, call.size.kind, max(0.0, self._sent_s(now, call) - load_s))
         self.forecast.note_speed(now, call.size, completion)
@@ -140,11 +144,10 @@ class Lane:
         if self._tokens:
             used = completion.prompt_tokens + completion.answer_tokens
             self._tokens.take(now, used - call.size.prompt_tokens - call.size.max_tokens)
-        self.budget.spend(moment.wall, completion.cost_usd)
 
     def failed(self, moment: Moment, call: Call, error: ProviderError) -> None:
         self.failures += 1
-        self.budget.spend(moment.wall, error.cost_usd)
+        self._spend(moment, error.cost_usd)
         evidence = evidence_of(error, moment.wall)
         if evidence.sign is Sign.DOWN:
             self.residence.gone()
@@ -168,6 +171,18 @@ class Lane:
         if call.ticket.granted_at is None:
             return ""
         return TIMED_OUT if late else LOST_RACE
+
+    def rests_because(self, moment: Moment) -> str:
+        """The code of what keeps calls away now; "" where nothing does."""
+        if self.budget.closed_for_s(moment.wall):
+            return BUDGET_SPENT
+        return "" if self.breaker.state(moment.now) == "closed" else self.breaker.code
+
+    def _spend(self, moment: Moment, usd: float) -> None:
+        self.budget.spend(moment.wall, usd)
+        if self.budget.closed_for_s(moment.wall):
+            # Before the slot is free: who waits for it would be sent, and paid for.
+            self.slots.send_line_away()
 
     def _may_at(self, moment: Moment, size: Size) -> tuple[float, str]:
         """When quotas, money and slots allow a call, and what they lack until then."""

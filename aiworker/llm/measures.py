@@ -59,10 +59,10 @@ def described(lane: Lane, moment: Moment) -> dict[str, Any]:
     state = lane.breaker.state(now)
     speed = lane.forecast.tokens_per_s()
     return {
-        "state": "resting" if state == "open" else "up",
+        "state": "resting" if state == "open" or lane.budget.closed_for_s(moment.wall) else "up",
         "breaker": state,
         "resting_s": round(max(0.0, lane.breaker.ready_at(now) - now), 1),
-        "reason": None if state == "closed" else lane.breaker.code,
+        "reason": lane.rests_because(moment) or None,
         "slots": lane.slots.size,
         "in_use": lane.slots.in_use,
         "waiting": lane.slots.waiting,

@@ -33,19 +33,22 @@ _SHOW_S = 5.0
 @dataclass(frozen=True, slots=True)
 class Shown:
     """What `/api/show` says of a model. `capabilities` is None where the server is too old to list them; a `remote` one
-    runs in Ollama's cloud, whatever server it was asked for from."""
+    runs in Ollama's cloud, whatever server it was asked for from; one that `projects` has a part for pictures."""
 
     capabilities: frozenset[str] | None
     pixels: int
     remote: bool
+    projects: bool = False
 
     def says(self, capability: str) -> bool:
         """Whether it is listed."""
         return self.capabilities is not None and capability in self.capabilities
 
     def can(self, capability: str) -> bool:
-        """Whether it may be asked for: what is not known may be tried."""
-        return self.capabilities is None or capability in self.capabilities
+        """Whether it may be asked for: what is not known may be tried, but for pictures, which it would ignore."""
+        if self.capabilities is None:
+            return capability != "vision" or self.projects
+        return capability in self.capabilities
 
 
 def shown_of(answer: Mapping[str, Any]) -> Shown:
@@ -55,6 +58,7 @@ def shown_of(answer: Mapping[str, Any]) -> Shown:
         frozenset(str(item) for item in listed) if isinstance(listed, list) else None,
         pixels_read(info if isinstance(info, dict) else {}),
         bool(answer.get("remote_host") or answer.get("remote_model")),
+        bool(answer.get("projector_info")) or (isinstance(info, dict) and any(".vision." in key for key in info)),
     )
 
 

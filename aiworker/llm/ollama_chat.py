@@ -120,7 +120,7 @@ class ChatStream:
 
     def _number(self, key: str) -> float:
         value = (self._last or {}).get(key)
-        return float(value) if isinstance(value, int | float) else 0.0
+        return max(0.0, float(value)) if isinstance(value, int | float) else 0.0
 
 
 def _call(item: Any) -> RawCall:

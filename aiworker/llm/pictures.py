@@ -66,7 +66,10 @@ def as_jpeg(image: bytes, pixels: int) -> bytes:
         # Boundary: decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more on damaged files.
         raise ImageUnreadable(type(error).__name__) from None
     out = io.BytesIO()
-    _padded(upright).save(out, "JPEG", quality=_QUALITY)
+    padded = _padded(upright)
+    # Pillow would write a comment that it read, which may name people and places.
+    padded.info.clear()
+    padded.save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()
 
 

@@ -128,7 +128,8 @@ class Pursuit:
             try:
                 return flight.task.result()
             except LineSentAway:
-                self._tried(name, self._around.lanes[name].breaker.code)
+                lane = self._around.lanes[name]
+                self._tried(name, lane.rests_because(self._around.clock()) or lane.breaker.code)
             except ProviderError as error:
                 self._errors[name] = error
                 self._spent_in_vain_usd += error.cost_usd

@@ -40,7 +40,12 @@ FAST, SLOW = Standing(outlook=takes(1, 2)), Standing(outlook=takes(6, 20))
 
 outlooks = st.builds(lambda likely, more: takes(likely, likely * more), st.floats(0.05, 30), st.floats(1, 5))
 standings = st.builds(
-    Standing,
+    lambda last_resort_at, ready_at, **rest: Standing(
+        # A last resort never comes after what it stands in for.
+        ready_at=ready_at,
+        last_resort_at=None if last_resort_at is None else min(last_resort_at, ready_at),
+        **rest,
+    ),
     ready_at=st.one_of(st.just(0.0), st.floats(NOW - 5, NOW + 40)),
     reason=st.just("provider_unavailable"),
     wait_s=st.one_of(st.just(0.0), st.floats(0, 30)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from fakes.pictures import picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from aiworker.domain.errors import ImageUnreadable, MediaTooLarge, MediaTypeUnsupported
 from aiworker.llm.pictures import LEAST_SIDE, Pictures, as_jpeg, fitting, pixels_read
@@ -66,6 +68,18 @@ def test_the_cameras_notes_stay_behind_and_the_picture_is_upright() -> None:
     assert seen.size == (200, 300)
     assert dict(seen.getexif()) == {}
     assert b"Exif" not in as_jpeg(photo, 1_000_000)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF", "PNG"])
+def test_a_comment_stays_behind_too(kind: str) -> None:
+    note, data = "Maria, Rua X 55", io.BytesIO()
+    text = PngInfo()
+    text.add_text("comment", note)
+    how: dict[str, Any] = {"pnginfo": text} if kind == "PNG" else {"comment": note.encode()}
+    Image.new("RGB", (64, 64)).save(data, kind, **how)
+    assert note.encode() in data.getvalue()
+
+    assert note.encode() not in as_jpeg(data.getvalue(), 10_000)
 
 
 def test_what_is_transparent_becomes_white() -> None:

@@ -110,11 +110,12 @@ async def load(
     local_only: bool = False,
     budget_usd: float | None = None,
     rpm: int | None = None,
+    gemini_slots: int = 32,
 ) -> tuple[Outcome, ModelRouter]:
     loop = asyncio.get_running_loop()
     rules = {
         "ollama": LaneRules(slots, local=True, keep_alive_s=1800),
-        "gemini": LaneRules(32, usd_per_day=budget_usd, requests_per_minute=rpm),
+        "gemini": LaneRules(gemini_slots, usd_per_day=budget_usd, requests_per_minute=rpm),
     }
     router = ModelRouter({p.name: p for p in providers}, rules, clock=loop.time, wall=lambda: 1.8e9 + loop.time())
     outcome = Outcome()
@@ -259,6 +260,18 @@ def test_local_only_never_leaves_and_degrades_early_when_the_line_is_too_long() 
     assert outcome.by["ollama"] > 120
     # What was sent was nearly always worth sending.
     assert ollama.wasted < 0.1 * ollama.calls
+
+
+def test_who_waits_in_line_when_the_budget_is_spent_is_not_paid_for() -> None:
+    rng = random.Random(5)
+    ollama, gemini = scripted(rng)
+    gemini.cost_usd = 1.0
+    outcome, router = simulate(
+        ollama, gemini, rng=rng, rate=50, seconds=1, order=("gemini", "ollama"), budget_usd=0.5, gemini_slots=1
+    )
+    assert gemini.calls == 1
+    assert outcome.by["gemini"] == 1
+    assert router.snapshot()["gemini"]["reason"] == "budget_spent"
 
 
 def test_budget_switches_the_paid_provider_off() -> None:
