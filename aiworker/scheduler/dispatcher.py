@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Collection
 
-from aiworker.domain.errors import DeadlineExceeded, QueueError
+from aiworker.domain.errors import DeadlineExceeded, InputRejected, QueueError
 from aiworker.domain.job import ClaimedJob
 from aiworker.domain.outcome import Cancelled, Interrupted, Outcome
 from aiworker.domain.ports import JobSource
@@ -57,6 +57,7 @@ class Dispatcher:
         self._poll_s = poll_s
         self._types = frozenset(types)
         self._closing = False
+        self._suspect_waits = False
         self.wake = running.stirred
         metrics.active_jobs.set_function(lambda: running.working)
 
@@ -95,11 +96,11 @@ class Dispatcher:
     async def _claim_some(self) -> bool:
         """True when a full batch came back, so that more may be waiting."""
         wanted = min(self._slots - self._running.working, _LARGEST_CLAIM)
-        if wanted <= 0 or self._running.unwritten > self._slots or self._running.apart:
+        if wanted <= 0 or self._running.unwritten > self._slots or self._must_be_alone():
             return False
         try:
             jobs = await self._source.claim(self._worker_id, wanted, self._lease_s, self._types)
-        except QueueError as error:
+        except (QueueError, InputRejected) as error:
             self._metrics.database_up.set(0)
             _log.warning("cannot claim", exc_info=error)
             await asyncio.sleep(_DATABASE_RETRY_S)
@@ -109,8 +110,21 @@ class Dispatcher:
             self._start(job)
         return len(jobs) == wanted
 
+    def _must_be_alone(self) -> bool:
+        """Nothing is begun beside a job that may be what killed a worker, nor it beside others."""
+        if not len(self._running):
+            self._suspect_waits = False
+        return self._suspect_waits or self._running.apart
+
     def _start(self, job: ClaimedJob) -> None:
         running = RunningJob(job, time.monotonic())
+        if job.apart and len(self._running):
+            # Back it goes, free of charge, to whoever is idle first.
+            self._suspect_waits = True
+            self._running.add(running)
+            self._running.worked()
+            self._outcomes.submit(running, Interrupted())
+            return
         self._running.add(running)
         self._metrics.pickup_seconds.observe(max(0.0, job.waited_s), job.type)
         running.task = asyncio.get_running_loop().create_task(self._run_job(running))

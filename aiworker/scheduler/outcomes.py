@@ -39,6 +39,7 @@ class OutcomeWriter:
         self._waiting: list[Ended] = []
         self._arrived = asyncio.Event()
         self._closing = False
+        self._size = _LARGEST_BATCH
 
     def submit(self, running: RunningJob, outcome: Outcome) -> None:
         self._waiting.append((running, outcome))
@@ -54,7 +55,7 @@ class OutcomeWriter:
             await self._arrived.wait()
             self._arrived.clear()
             while self._waiting:
-                batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+                batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
                 await self._write(batch)
 
     async def _write(self, batch: list[Ended]) -> None:
@@ -62,11 +63,14 @@ class OutcomeWriter:
             lost = await self._source.finalise([(running.job.lease, outcome) for running, outcome in batch])
         except DatabaseUnavailable as error:
             _log.warning("outcomes wait for the database", waiting=len(batch), exc_info=error)
-            self._waiting = batch + self._waiting
+            # A row that somebody holds keeps its whole batch waiting: smaller ones find it, and others come first.
+            self._size = max(1, self._size // 2)
+            self._waiting += batch
             await asyncio.sleep(_DATABASE_RETRY_S)
         except WorkerError as error:
             await self._write_apart(batch, error)
         else:
+            self._size = min(_LARGEST_BATCH, 2 * self._size)
             self._note(batch, lost)
 
     async def _write_apart(self, batch: list[Ended], error: WorkerError) -> None:

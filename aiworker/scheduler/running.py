@@ -77,7 +77,7 @@ class RunningJobs:
 
     @property
     def apart(self) -> bool:
-        """One of them may be what killed a worker: nothing is to be begun beside it."""
+        """One of them may be what killed a worker."""
         return any(running.job.apart for running in self.by_id.values())
 
     def __len__(self) -> int:

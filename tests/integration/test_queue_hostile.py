@@ -89,6 +89,26 @@ async def test_null_is_what_was_left_out(queue: PostgresQueue, client: Any, user
     assert (await queue.depth()).pending == RULES.max_active
 
 
+@pytest.mark.parametrize("attempts", [0, -1, 40_000])
+async def test_attempts_that_make_no_sense_are_refused(queue: PostgresQueue, attempts: int) -> None:
+    with pytest.raises(InputRejected):
+        await queue.enqueue(new_job(max_attempts=attempts))
+
+
+async def test_a_job_that_somebody_holds_costs_no_other_its_lease(queue: PostgresQueue, client: Any) -> None:
+    for _ in range(3):
+        await queue.enqueue(new_job())
+    jobs = await queue.claim("w", 3, LEASE_S, [TEXT])
+    await client.execute("update analysis_jobs set lease_expires_at = now() - interval '1 s'")
+    async with client.transaction():
+        await client.execute("select from analysis_jobs where id = $1 for update", jobs[0].id)
+        async with asyncio.timeout(10):
+            assert not (await queue.renew([job.lease for job in jobs], LEASE_S)).lost
+            await queue.report({job.lease: (50, "detect") for job in jobs})
+            assert await queue.rescue() == 0
+    assert [(await queue.status(job.id, None)).progress for job in jobs] == [0, 50, 50]
+
+
 async def test_a_delay_is_thirty_days_at_most(queue: PostgresQueue, client: Any, user: UUID) -> None:
     for delay in ("1e9", "'Infinity'", "'NaN'"):
         await client.execute(f"select enqueue_analysis($1, '{{}}', p_delay_s => {delay})", TEXT)

@@ -18,7 +18,7 @@ from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import DatabaseUnavailable, InputRejected, MediaUnavailable, QueueError
 from aiworker.domain.job import ClaimedJob, JobStatus, JobType, JobView, Lease, NewJob, Renewal
-from aiworker.domain.outcome import Completed, Outcome
+from aiworker.domain.outcome import Completed, Interrupted, Outcome
 from aiworker.domain.retry import RetryPolicy
 from aiworker.scheduler.outcomes import OutcomeWriter
 from aiworker.scheduler.running import RunningJob, RunningJobs
@@ -295,6 +295,37 @@ async def test_nothing_is_begun_beside_a_job_that_may_have_killed_its_worker() -
         model.open.set()
         await queue.until(suspect, JobStatus.COMPLETED)
         await queue.until(other, JobStatus.COMPLETED)
+
+
+class HandingBackQueue(WatchedQueue):
+    """Tells when an attempt is given back."""
+
+    given_back = 0
+
+    async def finalise(self, outcomes: Any) -> frozenset[UUID]:
+        self.given_back += sum(isinstance(outcome, Interrupted) for _, outcome in outcomes)
+        return await super().finalise(outcomes)
+
+
+async def test_a_suspect_is_not_begun_beside_others() -> None:
+    now = [0.0]
+    queue, model = HandingBackQueue(clock=lambda: now[0]), GatedModel()
+    async with working(queue, tools(model), replace(LIMITS, slots=3, poll_s=0.02)):
+        other = await put(queue, chat())
+        await model.begun()
+        suspect = await put(queue, replace(chat(), max_attempts=2, delay_s=1.0))
+        now[0] = 2.0
+        await queue.claim("dead", 1, 1.0, ["unified_assistant"])
+        now[0] = 4.0
+        await queue.rescue()
+        async with asyncio.timeout(10):
+            while not queue.given_back:
+                await asyncio.sleep(0)
+        assert ((await queue.status(suspect, None)).attempts, queue.given_back) == (1, 1)
+        late = await put(queue, chat())
+        model.open.set()
+        for job_id in (other, suspect, late):
+            await queue.until(job_id, JobStatus.COMPLETED)
 
 
 def test_forgetting_an_old_attempt_keeps_the_new_one() -> None:

@@ -98,7 +98,7 @@ create table if not exists public.analysis_jobs (
   idempotency_key text,
   request_hash bytea,
   constraint analysis_jobs_state check (
-    attempts <= max_attempts and case status
+    max_attempts >= 1 and attempts <= max_attempts and case status
       when 'pending' then line is not null and lease_token is null and completed_at is null
       when 'processing' then line is not null and lease_token is not null and completed_at is null
       else status in ('completed', 'failed', 'cancelled')

@@ -104,6 +104,9 @@ begin
   if v_user is null or p_type is null or jsonb_typeof(p_input) is distinct from 'object' then
     raise exception using errcode = '22023', message = 'user, type and an input object are needed';
   end if;
+  if p_max_attempts not between 1 and 100 then
+    raise exception using errcode = '22023', message = 'max_attempts is 1 to 100';
+  end if;
   -- As text, for a number of a few bytes can be a hundred thousand digits, and the worker reads text.
   if octet_length(p_input::text) > 16777216 then
     raise exception using errcode = 'AW007', message = 'input_too_large';

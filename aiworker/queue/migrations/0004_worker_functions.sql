@@ -67,7 +67,7 @@ begin
    where j.ctid = any (array(
      select d.ctid from analysis_jobs d where d.line = -1 and d.run_after <= now() for update skip locked));
   select j.ctid into v_apart from analysis_jobs j
-   where j.line = -3 and j.status = 'pending' and j.type = any (p_types)
+   where p_limit > 0 and j.line = -3 and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
    order by j.place limit 1 for update skip locked;
   if found then
     v_looked_at_s := null;
@@ -81,7 +81,7 @@ begin
      cross join lateral (
        select j.ctid as row_id, j.place
          from analysis_jobs j
-        where j.line = l.line and j.status = 'pending' and j.type = any (p_types)
+        where j.line = l.line and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
           and j.place >= case when l.line = 0 then '-infinity' else v_floor + l.line * interval '10 seconds' end
         order by j.place
         limit p_limit
@@ -111,7 +111,8 @@ begin
 end;
 $$;
 
--- The leases that still hold, prolonged; those missing from the answer are lost.
+-- The leases that still hold, prolonged; those missing from the answer are lost. A row that somebody else holds keeps the
+-- others waiting for nothing: it is answered as it is, and `rescue_expired` does not take it either.
 create or replace function public.renew_leases(p_ids uuid[], p_tokens uuid[], p_lease interval)
 returns table (id uuid, cancel_requested boolean)
 language plpgsql security definer
@@ -124,10 +125,17 @@ as $$
 begin
   perform set_config('synchronous_commit', 'off', true);
   return query
-  update analysis_jobs j set lease_expires_at = now() + p_lease
+  with free as materialized (
+    select j.ctid as row_id
+      from unnest(p_ids, p_tokens) as l (id, token)
+      join analysis_jobs j on j.id = l.id and j.lease_token = l.token
+       for no key update of j skip locked
+  ), renewed as (
+    update analysis_jobs j set lease_expires_at = now() + p_lease from free f where j.ctid = f.row_id
+  )
+  select j.id, j.cancel_requested_at is not null
     from unnest(p_ids, p_tokens) as l (id, token)
-   where j.id = l.id and j.lease_token = l.token
-  returning j.id, j.cancel_requested_at is not null;
+    join analysis_jobs j on j.id = l.id and j.lease_token = l.token;
 end;
 $$;
 
@@ -141,9 +149,14 @@ set enable_mergejoin = off
 as $$
 begin
   perform set_config('synchronous_commit', 'off', true);
-  update analysis_jobs j set progress = least(greatest(r.progress, 0), 100), stage = r.stage, updated_at = now()
-    from unnest(p_ids, p_tokens, p_progress, p_stages) as r (id, token, progress, stage)
-   where j.id = r.id and j.lease_token = r.token;
+  with free as materialized (
+    select j.ctid as row_id, r.progress, r.stage
+      from unnest(p_ids, p_tokens, p_progress, p_stages) as r (id, token, progress, stage)
+      join analysis_jobs j on j.id = r.id and j.lease_token = r.token
+       for no key update of j skip locked
+  )
+  update analysis_jobs j set progress = least(greatest(f.progress, 0), 100), stage = f.stage, updated_at = now()
+    from free f where j.ctid = f.row_id;
 end;
 $$;
 
@@ -306,10 +319,9 @@ begin
        select from analysis_jobs l where l.cache_key = f.cache_key and l.leads and l.line is not null)
      limit p_limit
   loop
+    continue when not pg_try_advisory_xact_lock(hashtextextended('aiworker.flight:' || v_key, 0));
     -- Looked at again under the lock of those who enqueue: one of them may lead by now.
-    if pg_try_advisory_xact_lock(hashtextextended('aiworker.flight:' || v_key, 0)) and not exists (
-      select from analysis_jobs l where l.cache_key = v_key and l.leads and l.line is not null)
-    then
+    if not exists (select from analysis_jobs l where l.cache_key = v_key and l.leads and l.line is not null) then
       perform analysis_pass_on(
         v_key, (select c.response from analysis_cache c where c.cache_key = v_key and c.expires_at > now()));
     end if;
