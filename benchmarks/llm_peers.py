@@ -19,11 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import urllib.request
-import venv
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from beside import Bar, percentile, prepare_peers, table_of
 from rich.console import Console
 from rich.table import Table
 
@@ -59,21 +58,6 @@ class Sizes:
 FULL = Sizes(1.0, 2.0, 3, 45, 4000, 12, WHO)
 QUICK = Sizes(0.3, 2.5, 1, 8, 400, 3, (OURS, LITELLM))
 AT_ONCE = 200
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One line of the table. `limit` None is shown but not checked; `least` tells a floor from a ceiling."""
-
-    name: str
-    value: float
-    unit: str = ""
-    limit: float | None = None
-    least: bool = False
-
-    @property
-    def met(self) -> bool:
-        return self.limit is None or (self.value >= self.limit if self.least else self.value <= self.limit)
 
 
 class Bench:
@@ -204,37 +188,6 @@ def costs(bench: Bench) -> list[Bar]:
     ]
 
 
-def percentile(values: list[float], share: float) -> float:
-    """Nearest rank; 0 of nothing."""
-    ordered = sorted(values) or [0.0]
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def table_of(bars: list[Bar], scale: float) -> Table:
-    """The figures beside their bars."""
-    speed = "" if scale == 1 else f", every time x {scale:g}"
-    table = Table(title=f"llm, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}{speed}")
-    for heading in ("measure", "figure", "bar", ""):
-        table.add_column(heading, justify="right" if heading in ("figure", "bar") else "left")
-    for bar in bars:
-        limit = "" if bar.limit is None else f"{'>=' if bar.least else '<='} {bar.limit:g} {bar.unit}"
-        verdict = "" if bar.limit is None else ("met" if bar.met else "MISSED")
-        table.add_row(bar.name, f"{bar.value:,.2f} {bar.unit}", limit, verdict)
-    return table
-
-
-def prepare_peers(console: Console) -> None:
-    """Its environment, from the pinned list, unless it is there already."""
-    stamp = PEERS / "installed"
-    if stamp.exists() and stamp.read_text() == REQUIREMENTS.read_text():
-        return
-    console.print("[dim]installing LiteLLM[/dim]")
-    venv.create(PEERS, with_pip=True, clear=True)
-    command = [str(PEERS / "bin" / "pip"), "install", "--quiet", "--no-deps", "-r", str(REQUIREMENTS)]
-    subprocess.run(command, check=True)
-    stamp.write_text(REQUIREMENTS.read_text())
-
-
 @contextmanager
 def servers(scale: float) -> Iterator[dict[str, Any]]:
     """The fake providers in a process of their own, ended at the end."""
@@ -262,12 +215,12 @@ def main() -> None:
     sizes = QUICK if options.quick else FULL
     sizes = replace(sizes, rounds=options.rounds or sizes.rounds)
     console = Console(highlight=False)
-    prepare_peers(console)
+    prepare_peers(PEERS, REQUIREMENTS, "LiteLLM", console)
     work = {"faults": faults, "costs": costs}
     with servers(sizes.scale) as running:
         bench = Bench(running, sizes, console)
         bars = [bar for section in sections for bar in work[section](bench)]
-    console.print(table_of(bars, sizes.scale))
+    console.print(table_of(bars, "llm", "" if sizes.scale == 1 else f", every time x {sizes.scale:g}"))
     if options.json:
         options.json.write_text(json.dumps([asdict(bar) | {"met": bar.met} for bar in bars], indent=2) + "\n")
     if options.check and not all(bar.met for bar in bars):

@@ -15,25 +15,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import venv
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+from beside import Bar, percentile, prepare_peers, table_of
 from queueing.faults import FAULTS, survive
 from queueing.old_snapshot import claims_with_and_without
 from queueing.ours import LEFT, PAUSE, RESUME, fill, opened
 from queueing.recovery import restart_after_kill, stale_writes_refused
 from queueing.server import database, durable_server
 from rich.console import Console
-from rich.table import Table
 
 from aiworker.cli.embedded_postgres import EmbeddedPostgres
 from aiworker.telemetry.logs import configure_logging
@@ -73,21 +69,6 @@ class Sizes:
 
 FULL = Sizes(5, 20_000, 2000, 10_000, 1000, 5, 1000, 60, 600, 1000, 1.0, 17, (0, 100_000, 1_000_000), (1, 2, 4))
 QUICK = Sizes(1, 6000, 500, 400, 200, 1, 100, 4, 12, 150, 0.15, 5, (0, 20_000), (1, 2))
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One line of the table. `limit` None is shown but not checked; `least` tells a floor from a ceiling."""
-
-    name: str
-    value: float
-    unit: str = ""
-    limit: float | None = None
-    least: bool = False
-
-    @property
-    def met(self) -> bool:
-        return self.limit is None or (self.value >= self.limit if self.least else self.value <= self.limit)
 
 
 class Bench:
@@ -287,37 +268,6 @@ SECTIONS: dict[str, Callable[[Bench], Any]] = {
 QUICK_SECTIONS = ("speed", "latency", "recovery", "snapshot")
 
 
-def percentile(values: list[float], share: float) -> float:
-    """Nearest rank."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def table_of(bars: list[Bar]) -> Table:
-    """The figures beside their bars."""
-    title = f"queue, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    table = Table(title=title)
-    for heading in ("measure", "figure", "bar", ""):
-        table.add_column(heading, justify="right" if heading in ("figure", "bar") else "left")
-    for bar in bars:
-        limit = "" if bar.limit is None else f"{'>=' if bar.least else '<='} {bar.limit:g} {bar.unit}"
-        verdict = "" if bar.limit is None else ("met" if bar.met else "MISSED")
-        table.add_row(bar.name, f"{bar.value:,.2f} {bar.unit}", limit, verdict)
-    return table
-
-
-def prepare_peers(console: Console) -> None:
-    """Their environment, from the pinned list, unless it is there already."""
-    stamp = PEERS / "installed"
-    if stamp.exists() and stamp.read_text() == REQUIREMENTS.read_text():
-        return
-    console.print("[dim]installing pgqueuer and procrastinate[/dim]")
-    venv.create(PEERS, with_pip=True, clear=True)
-    command = [str(PEERS / "bin" / "pip"), "install", "--quiet", "--no-deps", "-r", str(REQUIREMENTS)]
-    subprocess.run(command, check=True)
-    stamp.write_text(REQUIREMENTS.read_text())
-
-
 async def measure(bench: Bench, sections: Iterable[str]) -> list[Bar]:
     """Every section in turn."""
     bars: list[Bar] = []
@@ -340,11 +290,11 @@ def main() -> None:
     configure_logging("CRITICAL", "bench")
     console = Console(highlight=False)
     if {"speed", "latency"} & set(sections):
-        prepare_peers(console)
+        prepare_peers(PEERS, REQUIREMENTS, "pgqueuer and procrastinate", console)
     with durable_server() as server:
         bench = Bench(server, QUICK if options.quick else FULL, console)
         bars = asyncio.run(measure(bench, sections))
-    console.print(table_of(bars))
+    console.print(table_of(bars, "queue"))
     if options.json:
         options.json.write_text(json.dumps([asdict(bar) | {"met": bar.met} for bar in bars], indent=2) + "\n")
     if options.check and not all(bar.met for bar in bars):
