@@ -30,7 +30,7 @@ def page() -> str:
     api = document()
     schemas = api["components"]["schemas"]
     parts = [_HEAD, "## Paths", _paths(api), "## Bodies"]
-    for name in ("EnqueueRequest", "JobReference", "Accepted", "FromCache", "Job", "CancelledJob", "Error", "Health"):
+    for name in ("EnqueueRequest", "JobReference", "Accepted", "FromCache", "Job", "Error", "Health"):
         parts += [f"### {name}", _text(schemas[name]), _fields(schemas[name])]
     parts += ["## Inputs and results by type"]
     for name in sorted(schemas):

@@ -118,10 +118,10 @@ class JobView:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """The parent's answer from the queue: leases that are gone, and jobs whose user wants them stopped."""
+    """The parent's answer from the queue: leases that are gone, and those that a cancel has ended."""
 
     lost: frozenset[UUID] = frozenset()
-    cancel_requested: frozenset[UUID] = frozenset()
+    cancelled: frozenset[UUID] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,16 +35,11 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancelled:
-    """Its user asked for it."""
-
-
-@dataclass(frozen=True, slots=True)
 class Interrupted:
     """The worker is shutting down: back to pending at once, the attempt is not counted."""
 
 
-Outcome = Completed | Retry | Failed | Cancelled | Interrupted
+Outcome = Completed | Retry | Failed | Interrupted
 
 
 def outcome_of_error(
@@ -74,13 +69,12 @@ _LABELS: dict[type[Outcome], str] = {
     Completed: "completed",
     Retry: "retry",
     Failed: "failed",
-    Cancelled: "cancelled",
     Interrupted: "interrupted",
 }
 
 
 def label(outcome: Outcome) -> str:
-    """Its name in the queue, in metrics and in logs: completed, retry, failed, cancelled or interrupted."""
+    """Its name in the queue, in metrics and in logs: completed, retry, failed or interrupted."""
     return _LABELS[type(outcome)]
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from aiworker.analyses.registry import checked_input, describe, find_analysis
 from aiworker.domain.errors import InputRejected, NotAllowed, UnknownJobType
-from aiworker.domain.job import JobStatus, JobView, NewJob
+from aiworker.domain.job import JobView, NewJob
 from aiworker.domain.messages import sentence
 from aiworker.domain.ports import JobIntake
 from aiworker.gateway.auth import Authenticator, Principal
@@ -86,10 +86,10 @@ class Gateway:
         return json_reply(_view(request, job))
 
     async def cancel(self, request: web.Request) -> web.Response:
-        """A pending job is cancelled at once; a running one within a second (`cancelRequested`)."""
+        """The job ends at once, whether it waits or runs."""
         principal = self._auth.principal(request.headers)
         job = await self._intake.cancel(await _job_id(request), principal.user_id)
-        return json_reply(_view(request, job) | {"cancelRequested": job.status is not JobStatus.CANCELLED})
+        return json_reply(_view(request, job))
 
 
 def build_gateway(gateway: Gateway, metrics: Metrics, *, max_body_bytes: int) -> web.Application:

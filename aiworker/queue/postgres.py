@@ -159,7 +159,7 @@ class PostgresQueue:
         rows = await self._database.fetch(_RENEW, *columns, timedelta(seconds=lease_s))
         return Renewal(
             lost=frozenset(lease.job_id for lease in leases) - {row["id"] for row in rows},
-            cancel_requested=frozenset(row["id"] for row in rows if row["cancel_requested"]),
+            cancelled=frozenset(row["id"] for row in rows if row["cancelled"]),
         )
 
     async def report(self, progress: Mapping[Lease, tuple[int, str]]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from aiworker.domain.errors import DeadlineExceeded, InputRejected, QueueError
 from aiworker.domain.job import ClaimedJob
-from aiworker.domain.outcome import Cancelled, Interrupted, Outcome
+from aiworker.domain.outcome import Interrupted, Outcome
 from aiworker.domain.ports import JobSource
 from aiworker.scheduler.executor import JobExecutor
 from aiworker.scheduler.outcomes import OutcomeWriter, ProgressWriter
@@ -142,17 +142,18 @@ class Dispatcher:
         self._running.worked()
         if outcome is not None:
             self._outcomes.submit(running, outcome)
+            return
+        if running.stop_reason is StopReason.CANCELLED:
+            self._metrics.jobs.labels(job.type, StopReason.CANCELLED.value).inc()
         else:
             self._metrics.leases_lost.inc()
-            self._running.remove([running])
+        self._running.remove([running])
 
     def _outcome_of_stop(self, running: RunningJob) -> Outcome | None:
         """None when there is nothing to write, for the lease is gone."""
         match running.stop_reason:
-            case StopReason.LEASE_LOST:
+            case StopReason.LEASE_LOST | StopReason.CANCELLED:
                 return None
-            case StopReason.CANCELLED:
-                return Cancelled()
             case StopReason.STUCK:
                 return self._executor.failed(running.job, DeadlineExceeded("the attempt lasted too long"))
             case _:

@@ -63,7 +63,7 @@ class LeaseKeeper:
             return
         renewal = await self._source.renew(leases, self._lease_s)
         self._stop(renewal.lost, StopReason.LEASE_LOST)
-        self._stop(renewal.cancel_requested, StopReason.CANCELLED)
+        self._stop(renewal.cancelled, StopReason.CANCELLED)
 
     async def _rescue(self) -> None:
         now = time.monotonic()

@@ -41,29 +41,30 @@ class TestCancel:
         assert (view.status, view.error_code) == (JobStatus.CANCELLED, None)
 
     @pytest.mark.parametrize("outcome", EVERY_OUTCOME, ids=lambda outcome: type(outcome).__name__)
-    async def test_a_running_job_is_asked_to_stop_and_ends_cancelled_whatever_it_did(
-        self, bench: Bench, outcome: Outcome
-    ) -> None:
+    async def test_a_running_job_ends_at_once_whatever_its_worker_does(self, bench: Bench, outcome: Outcome) -> None:
         await bench.add(type=SHARED)
         job = await bench.claim_one()
+        await bench.queue.report({job.lease: (40, "detect")})
 
-        assert (await bench.queue.cancel(job.id, USER)).status is JobStatus.PROCESSING
-        assert (await bench.queue.renew([job.lease], LEASE_S)).cancel_requested == {job.id}
-        assert await bench.finish(job, outcome)
+        view = await bench.queue.cancel(job.id, USER)
 
-        view = await bench.view(job.id)
-        assert (view.status, view.result, view.error) == (JobStatus.CANCELLED, None, None)
+        assert (view.status, view.result, view.error, view.stage) == (JobStatus.CANCELLED, None, None, None)
+        assert view.processing_time_ms is not None
+        assert not await bench.finish(job, outcome)
+        await bench.queue.report({job.lease: (99, "save")})
+        await bench.advance(LEASE_S + 1)
+        assert await bench.queue.rescue() == 0
+        assert (await bench.view(job.id)).status is JobStatus.CANCELLED
         assert (await bench.queue.enqueue(new_job(type=SHARED))).cached_result is None
 
-    async def test_a_cancelled_job_of_a_dead_worker_ends_cancelled(self, bench: Bench) -> None:
+    async def test_its_worker_is_told_so_once_it_renews(self, bench: Bench) -> None:
         await bench.add()
         job = await bench.claim_one()
         await bench.queue.cancel(job.id, USER)
-        await bench.advance(LEASE_S + 1)
 
-        assert await bench.queue.rescue() == 1
+        renewal = await bench.queue.renew([job.lease], LEASE_S)
 
-        assert (await bench.view(job.id)).status is JobStatus.CANCELLED
+        assert (renewal.cancelled, renewal.lost) == ({job.id}, frozenset())
 
     @pytest.mark.parametrize("outcome", [Completed({}), Failed("bad", "image_unreadable")])
     async def test_a_finished_job_cannot_be_cancelled(self, bench: Bench, outcome: Outcome) -> None:

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from aiworker.domain.errors import JobAlreadyFinished
 from aiworker.domain.job import JobStatus, Lease
-from aiworker.domain.outcome import Cancelled, Completed, Failed, Interrupted, Outcome, Retry
+from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
 from aiworker.queue.listen import Listener
 from aiworker.queue.postgres import PostgresQueue
 
@@ -40,7 +40,6 @@ OUTCOMES: list[Outcome] = [
     Retry(0.0, "later", "provider_timeout"),
     Retry(DELAY_S, "later", "provider_rate_limited"),
     Failed("bad", "image_unreadable"),
-    Cancelled(),
     Interrupted(),
 ]
 
@@ -59,7 +58,6 @@ class Job:
     attempts: int = 0
     lease: Lease | None = None
     lease_ends: float = 0.0
-    cancel_requested: bool = False
     apart: bool = False
     result: Any = None
 
@@ -143,8 +141,9 @@ class QueueMachine(RuleBasedStateMachine):
     def renew(self, worker: str) -> None:
         renewal = self.wait(self.bench.queue.renew(self.held[worker], LEASE_S))
         good = {lease.job_id for lease in self.held[worker] if self._holds(lease)}
-        assert renewal.lost == {lease.job_id for lease in self.held[worker]} - good
-        assert renewal.cancel_requested == {job_id for job_id in good if self.model[job_id].cancel_requested}
+        gone = {lease.job_id for lease in self.held[worker]} - good
+        assert renewal.cancelled == {job_id for job_id in gone if self.model[job_id].status is CANCELLED}
+        assert renewal.lost == gone - renewal.cancelled
         for job_id in good:
             self.model[job_id].lease_ends = self.now + LEASE_S
         self.held[worker] = [lease for lease in self.held[worker] if self._holds(lease)]
@@ -164,9 +163,7 @@ class QueueMachine(RuleBasedStateMachine):
         expired = [job for job in self.model.values() if job.status is PROCESSING and job.lease_ends < self.now]
         assert self.wait(self.bench.queue.rescue()) == len(expired)
         for job in expired:
-            if job.cancel_requested:
-                self._end(job, CANCELLED)
-            elif job.attempts >= job.max_attempts:
+            if job.attempts >= job.max_attempts:
                 self._end(job, FAILED)
             else:
                 job.status, job.lease, job.run_after = PENDING, None, self.now
@@ -206,8 +203,6 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         match outcome:
-            case _ if job.cancel_requested:
-                self._end(job, CANCELLED)
             case Completed(result, ttl_s):
                 self._end(job, COMPLETED, result, shared=ttl_s is not None)
             case Retry(delay_s) if job.attempts < job.max_attempts:
@@ -216,8 +211,6 @@ class QueueMachine(RuleBasedStateMachine):
             case Interrupted():
                 job.status, job.lease, job.run_after = PENDING, None, self.now
                 job.attempts -= 1
-            case Cancelled():
-                self._end(job, CANCELLED)
             case _:
                 self._end(job, FAILED)
 
@@ -236,10 +229,8 @@ class QueueMachine(RuleBasedStateMachine):
                 self.wait(self.bench.queue.cancel(job_id, None))
             return
         self.wait(self.bench.queue.cancel(job_id, None))
-        if job.status is PENDING:
+        if self._open(job):
             self._end(job, CANCELLED)
-        elif job.status is PROCESSING:
-            job.cancel_requested = True
 
     def _end(self, job: Job, status: JobStatus, result: Any = None, *, shared: bool = False) -> None:
         job.status, job.lease, job.result, job.follows = status, None, result, False

@@ -32,7 +32,7 @@ from aiworker.domain.job import (
     Renewal,
 )
 from aiworker.domain.messages import sentence
-from aiworker.domain.outcome import Cancelled, Completed, Failed, Interrupted, Outcome, Retry
+from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
 
 PENDING, PROCESSING = JobStatus.PENDING, JobStatus.PROCESSING
 LEVEL_S = 10.0
@@ -64,7 +64,6 @@ class _Row:
     worker_id: str | None = None
     token: UUID | None = None
     lease_expires_at: float = 0.0
-    cancel_requested: bool = False
     apart: bool = False
     started_at: float | None = None
     completed_at: float | None = None
@@ -175,11 +174,11 @@ class MemoryQueue:
         row = self._owned(job_id, user_id)
         if row.status in (JobStatus.COMPLETED, JobStatus.FAILED):
             raise JobAlreadyFinished
-        if row.status is PENDING:
+        if not row.status.terminal:
+            ran = row.status is PROCESSING
             self._end(row, JobStatus.CANCELLED)
-        elif row.status is PROCESSING and not row.cancel_requested:
-            row.cancel_requested = True
-            self._hint("cancel")
+            if ran:
+                self._hint("cancel")
         return _view(row)
 
     def _owned(self, job_id: UUID, user_id: UUID | None) -> _Row:
@@ -245,10 +244,9 @@ class MemoryQueue:
         held = {lease.job_id: row for lease in leases if (row := self._held(lease))}
         for row in held.values():
             row.lease_expires_at = self._clock() + lease_s
-        return Renewal(
-            lost=frozenset(lease.job_id for lease in leases) - held.keys(),
-            cancel_requested=frozenset(job_id for job_id, row in held.items() if row.cancel_requested),
-        )
+        gone = frozenset(lease.job_id for lease in leases) - held.keys()
+        cancelled = frozenset(job_id for job_id in gone if self._rows[job_id].status is JobStatus.CANCELLED)
+        return Renewal(lost=gone - cancelled, cancelled=cancelled)
 
     def _held(self, lease: Lease) -> _Row | None:
         row = self._rows.get(lease.job_id)
@@ -266,9 +264,7 @@ class MemoryQueue:
         row = self._held(lease)
         if row is None:
             return False
-        if row.cancel_requested:
-            outcome = Cancelled()
-        elif isinstance(outcome, Retry) and row.attempts >= row.max_attempts:
+        if isinstance(outcome, Retry) and row.attempts >= row.max_attempts:
             outcome = Failed(outcome.error, outcome.error_code)
         match outcome:
             case Completed(result, cache_ttl_s):
@@ -278,8 +274,6 @@ class MemoryQueue:
                 self._end(row, JobStatus.COMPLETED, result=result, shared=shared)
             case Failed(error, error_code):
                 self._end(row, JobStatus.FAILED, error=error, error_code=error_code)
-            case Cancelled():
-                self._end(row, JobStatus.CANCELLED)
             case Retry(delay_s, error, error_code):
                 self._put_back(row, delay_s, error, error_code)
                 row.apart = False
@@ -292,9 +286,7 @@ class MemoryQueue:
         now = self._clock()
         expired = [row for row in self._rows.values() if row.status is PROCESSING and row.lease_expires_at < now]
         for row in expired:
-            if row.cancel_requested:
-                self._end(row, JobStatus.CANCELLED)
-            elif row.attempts >= row.max_attempts:
+            if row.attempts >= row.max_attempts:
                 code = "attempts_exhausted"
                 self._end(row, JobStatus.FAILED, error=sentence(code), error_code=code)
             else:

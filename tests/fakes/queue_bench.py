@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from aiworker.domain.job import ClaimedJob, JobStatus, JobType, NewJob
-from aiworker.domain.outcome import Cancelled, Completed, Failed, Interrupted, Outcome, Retry
+from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
 from aiworker.queue.listen import Listener
 from aiworker.queue.looks import Looks
 from aiworker.queue.postgres import PostgresQueue, QueueRules
@@ -34,7 +34,6 @@ EVERY_OUTCOME = [
     Completed({"kcal": 1}, cache_ttl_s=60),
     Retry(1.0, "later", "provider_unavailable"),
     Failed("bad", "image_unreadable"),
-    Cancelled(),
     Interrupted(),
 ]
 

@@ -67,14 +67,16 @@ async def test_a_claim_passes_by_rows_that_an_open_claim_holds(queue: PostgresQu
 @pytest.mark.parametrize(
     "outcome", [Completed({}, 60), Failed("bad", "image_unreadable"), Retry(0, "x", "y"), Interrupted()]
 )
-async def test_an_outcome_that_waited_for_a_cancel_sees_it(queue: PostgresQueue, other: Any, outcome: Outcome) -> None:
+async def test_an_outcome_that_waited_for_a_cancel_is_refused(
+    queue: PostgresQueue, other: Any, outcome: Outcome
+) -> None:
     [job] = await running(queue, 1)
     async with other.transaction():
         await other.execute("select cancel_analysis($1)", job.id)
         finalising = asyncio.create_task(queue.finalise([(job.lease, outcome)]))
         await until_blocked(other)
 
-    assert not await finalising
+    assert await finalising == {job.id}
     assert (await queue.status(job.id, None)).status is JobStatus.CANCELLED
 
 

@@ -310,8 +310,7 @@ async def test_cancelling_a_running_job_stops_the_call_to_the_model(system: Syst
     job_id = await system.enqueue("unified_assistant", {"message": "monte um cardápio de 2000 kcal"})
     await system.gemini.hung(hung + 1)
     status, reply = await system.post("cancel-analysis", {"jobId": job_id}, USER)
-    assert (status, reply["cancelRequested"]) == (200, True)
-    await system.until(job_id, "cancelled")
+    assert (status, reply["status"]) == (200, "cancelled")
     await system.gemini.disconnected(left + 1)
 
 
@@ -351,7 +350,6 @@ async def test_an_address_that_hangs_is_tried_again_later(system: System) -> Non
             await asyncio.sleep(0.02)
     assert job["status"] in ("pending", "processing")
     await system.post("cancel-analysis", {"jobId": job_id}, USER)
-    await system.until(job_id, "cancelled")
 
 
 async def test_an_inference_child_that_is_killed_loses_no_photo(system: System, photos: list[Path]) -> None:

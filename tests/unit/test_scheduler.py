@@ -85,11 +85,15 @@ def tools(model: Any = None, images: FunctionImages | None = None) -> Tools:
 
 @asynccontextmanager
 async def working(
-    queue: MemoryQueue, using: Tools, limits: WorkerLimits = LIMITS, policy: RetryPolicy | None = None
+    queue: MemoryQueue,
+    using: Tools,
+    limits: WorkerLimits = LIMITS,
+    policy: RetryPolicy | None = None,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """A running worker; calls of the yielded function, and the end of the block, stop it and wait."""
     stop = asyncio.Event()
-    worker = Worker(queue, queue, using, Metrics(), limits, policy)
+    worker = Worker(queue, queue, using, metrics or Metrics(), limits, policy)
     task = asyncio.create_task(worker.run(stop))
 
     async def stopped() -> None:
@@ -208,14 +212,18 @@ async def test_an_attempt_that_takes_too_long_is_ended() -> None:
     assert model.cancelled == 1
 
 
-async def test_a_running_job_is_cancelled_by_its_user_at_once() -> None:
-    queue, model = WatchedQueue(), GatedModel()
-    async with working(queue, tools(model)):
+async def test_the_work_of_a_cancelled_job_is_aborted_and_is_no_lost_lease() -> None:
+    queue, model, metrics = WatchedQueue(), GatedModel(), Metrics()
+    async with working(queue, tools(model), metrics=metrics):
         job_id = await put(queue, chat())
         await model.begun()
-        await queue.cancel(job_id, None)
-        await queue.until(job_id, JobStatus.CANCELLED)
-    assert model.cancelled == 1
+        assert (await queue.cancel(job_id, None)).status is JobStatus.CANCELLED
+        async with asyncio.timeout(10):
+            while not model.cancelled:
+                await asyncio.sleep(0)
+    ended = {"type": "unified_assistant", "outcome": "cancelled"}
+    assert metrics.registry.get_sample_value("aiworker_jobs_total", ended) == 1
+    assert metrics.registry.get_sample_value("aiworker_leases_lost_total") == 0
 
 
 async def test_stopping_lets_jobs_finish() -> None:

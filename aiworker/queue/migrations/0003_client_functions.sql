@@ -256,7 +256,8 @@ begin
 end;
 $$;
 
--- A pending job ends here; a running one is asked to stop. Asking again changes nothing.
+-- The job ends here, whether it waits or runs: with its lease gone, nothing that its worker writes is taken any more, and
+-- the worker stops when it hears of it. Asking again changes nothing.
 create or replace function public.cancel_analysis(p_job_id uuid, p_user_id uuid default null)
 returns table (
   id uuid, user_id uuid, type text, status text, priority integer, attempts integer, max_attempts integer,
@@ -278,18 +279,16 @@ begin
     raise exception using errcode = 'AW003', message = 'job_not_found';
   elsif v_job.status in ('completed', 'failed') then
     raise exception using errcode = 'AW004', message = 'job_already_finished';
-  elsif v_job.status = 'pending' then
+  elsif v_job.status <> 'cancelled' then
     update analysis_jobs j
-       set status = 'cancelled', line = null, cancel_requested_at = now(), completed_at = now(), updated_at = now(),
-           error = null, error_code = null
+       set status = 'cancelled', line = null, lease_token = null, lease_expires_at = null, stage = null,
+           error = null, error_code = null, processing_time_ms = date_part('epoch', now() - j.started_at) * 1000,
+           cancel_requested_at = now(), completed_at = now(), updated_at = now()
      where j.id = p_job_id;
     if v_job.leads then
       perform analysis_pass_on(v_job.cache_key, null);
     end if;
-  elsif v_job.status = 'processing' then
-    update analysis_jobs j set cancel_requested_at = now(), updated_at = now()
-     where j.id = p_job_id and j.cancel_requested_at is null;
-    if found then
+    if v_job.status = 'processing' then
       perform pg_notify('analysis_jobs', 'cancel');
     end if;
   end if;

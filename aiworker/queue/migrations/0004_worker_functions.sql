@@ -111,10 +111,11 @@ begin
 end;
 $$;
 
--- The leases that still hold, prolonged; those missing from the answer are lost. A row that somebody else holds keeps the
--- others waiting for nothing: it is answered as it is, and `rescue_expired` does not take it either.
+-- The leases that still hold, prolonged, and those that went with a cancel; those missing from the answer are lost. A row
+-- that somebody else holds keeps the others waiting for nothing: it is answered as it is, and `rescue_expired` does not
+-- take it either.
 create or replace function public.renew_leases(p_ids uuid[], p_tokens uuid[], p_lease interval)
-returns table (id uuid, cancel_requested boolean)
+returns table (id uuid, cancelled boolean)
 language plpgsql security definer
 set search_path = public, pg_temp
 set enable_seqscan = off
@@ -133,9 +134,9 @@ begin
   ), renewed as (
     update analysis_jobs j set lease_expires_at = now() + p_lease from free f where j.ctid = f.row_id
   )
-  select j.id, j.cancel_requested_at is not null
+  select j.id, j.status = 'cancelled'
     from unnest(p_ids, p_tokens) as l (id, token)
-    join analysis_jobs j on j.id = l.id and j.lease_token = l.token;
+    join analysis_jobs j on j.id = l.id and (j.lease_token = l.token or j.status = 'cancelled');
 end;
 $$;
 
@@ -160,10 +161,9 @@ begin
 end;
 $$;
 
--- The arrays run in parallel; `p_kinds` holds completed, retry, failed, cancelled or interrupted. A cancel that its user
--- asked for wins over every outcome, and a retry without attempts left has failed. A result with a `p_cache_ttls_s`
--- above zero is shared with identical requests for that long. Answers the ids whose lease was gone: nothing is written of
--- those.
+-- The arrays run in parallel; `p_kinds` holds completed, retry, failed or interrupted. A retry without attempts left has
+-- failed. A result with a `p_cache_ttls_s` above zero is shared with identical requests for that long. Answers the ids
+-- whose lease was gone, with a cancel too: nothing is written of those.
 create or replace function public.finalise_analyses(
   p_ids uuid[], p_tokens uuid[], p_kinds text[], p_results jsonb[] default null,
   p_cache_ttls_s double precision[] default null, p_delays_s double precision[] default null,
@@ -181,11 +181,10 @@ declare
   v_followed boolean;
   v_leader record;
 begin
-  if not p_kinds <@ '{completed,retry,failed,cancelled,interrupted}'::text[] then
+  if not p_kinds <@ '{completed,retry,failed,interrupted}'::text[] then
     raise exception using errcode = '22023', message = 'unknown kind of outcome';
   end if;
 
-  -- Before the ends, for a cancel that this has to wait for turns into one.
   if p_kinds && '{retry,interrupted}'::text[] then
     with put_back as (
       update analysis_jobs j
@@ -205,7 +204,7 @@ begin
              updated_at = now()
         from unnest(p_ids, p_tokens, p_kinds, p_delays_s, p_errors, p_error_codes)
                as o (id, token, kind, delay_s, error, error_code)
-       where j.id = o.id and j.lease_token = o.token and j.cancel_requested_at is null
+       where j.id = o.id and j.lease_token = o.token
          and (o.kind = 'interrupted' or (o.kind = 'retry' and j.attempts < j.max_attempts))
       returning j.id
     )
@@ -215,14 +214,12 @@ begin
 
   with ended as (
     update analysis_jobs j
-       set status = case when j.cancel_requested_at is not null then 'cancelled'
-                         when o.kind = 'retry' then 'failed'
-                         else o.kind end,
+       set status = case o.kind when 'retry' then 'failed' else o.kind end,
            line = null,
-           result = case when o.kind = 'completed' and j.cancel_requested_at is null then o.result end,
-           error = case when o.kind <> 'completed' and j.cancel_requested_at is null then o.error end,
-           error_code = case when o.kind <> 'completed' and j.cancel_requested_at is null then o.error_code end,
-           progress = case when o.kind = 'completed' and j.cancel_requested_at is null then 100 else j.progress end,
+           result = case when o.kind = 'completed' then o.result end,
+           error = case when o.kind <> 'completed' then o.error end,
+           error_code = case when o.kind <> 'completed' then o.error_code end,
+           progress = case when o.kind = 'completed' then 100 else j.progress end,
            stage = null,
            completed_at = now(),
            processing_time_ms = date_part('epoch', now() - j.started_at) * 1000,
@@ -264,8 +261,8 @@ begin
 end;
 $$;
 
--- Takes jobs whose lease ran out from silent workers: back into the line, or to their end when their user asked for
--- a cancel or their attempts are used up. Answers how many, at most `p_limit`. Anybody may call it at any time. Jobs that
+-- Takes jobs whose lease ran out from silent workers: back into the line, or to their end when their attempts are used
+-- up. Answers how many, at most `p_limit`. Anybody may call it at any time. Jobs that
 -- wait for one that is gone (its row was removed, or they were held when it ended) have its result, or one of them leads.
 create or replace function public.rescue_expired(p_error text default null, p_limit integer default 500)
 returns integer
@@ -281,9 +278,7 @@ begin
   for v_job in
     with expired as materialized (
       select j.id,
-             case when j.cancel_requested_at is not null then 'cancelled'
-                  when j.attempts >= j.max_attempts then 'failed'
-                  else 'pending' end as status
+             case when j.attempts >= j.max_attempts then 'failed' else 'pending' end as status
         from analysis_jobs j
        where j.line is not null and j.status = 'processing' and j.lease_expires_at < now()
        limit p_limit
