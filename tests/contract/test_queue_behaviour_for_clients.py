@@ -152,13 +152,36 @@ class TestIdempotency:
         await bench.add(type=SHARED)
         await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
         wanted = new_job(type=SHARED, idempotency_key="once")
-        assert (await bench.queue.enqueue(wanted)).cached_result == {"kcal": 5}
+        answer = await bench.queue.enqueue(wanted)
+        assert (answer.job_id, answer.cached_result) == (None, {"kcal": 5})
 
         with pytest.raises(IdempotencyConflict):
             await bench.queue.enqueue(replace(wanted, input={"text": "outro"}))
-        again = await bench.queue.enqueue(wanted)
-        assert again.status is JobStatus.COMPLETED
-        assert (await bench.view(again.job_id)).result == {"kcal": 5}
+        assert await bench.queue.enqueue(wanted) == answer
+        assert await bench.hits() == 1
+
+    async def test_it_stands_no_longer_than_the_result_is_kept(self, bench: Bench) -> None:
+        await bench.add(type=SHARED)
+        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+        await bench.queue.enqueue(new_job(type=SHARED, idempotency_key="once"))
+        await bench.advance(61)
+
+        anew = await bench.add(type=SHARED, idempotency_key="once", input={"text": "outro"})
+
+        assert await bench.add(type=SHARED, idempotency_key="once", input={"text": "outro"}) == anew
+
+    async def test_keys_that_the_cache_answers_do_not_pile_up(self, bench: Bench) -> None:
+        await bench.add(type=SHARED)
+        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+        for number in range(3 * LIMIT):
+            assert (await bench.queue.enqueue(new_job(type=SHARED, idempotency_key=f"{number}"))).job_id is None
+
+        other = new_job(type=SHARED, input={"text": "outro"})
+        for number in range(2 * LIMIT, 3 * LIMIT):
+            with pytest.raises(IdempotencyConflict):
+                await bench.queue.enqueue(replace(other, idempotency_key=f"{number}"))
+        assert (await bench.queue.enqueue(replace(other, idempotency_key="0"))).job_id is not None
+        assert len(await bench.states()) == 2
 
     async def test_keys_belong_to_their_user(self, bench: Bench) -> None:
         mine = await bench.add(idempotency_key="once")

@@ -302,7 +302,7 @@ def test_in_postgres(database_url: str) -> None:
         runner.run(queue.__aenter__())
 
         def fresh() -> Bench:
-            runner.run(connection.execute("truncate analysis_jobs, analysis_cache"))
+            runner.run(connection.execute("truncate analysis_jobs, analysis_cache, analysis_answers"))
             return postgres_bench(queue, Listener(database_url), connection)
 
         try:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -92,6 +92,7 @@ class MemoryQueue:
         self._max_attempts = max_attempts
         self._rows: dict[UUID, _Row] = {}
         self._cache: dict[str, _CacheEntry] = {}
+        self._answers: dict[UUID, dict[str | None, tuple[str, str]]] = {}
         self._paused: set[str] = set()
         self._listeners: list[asyncio.Queue[str]] = []
 
@@ -100,9 +101,10 @@ class MemoryQueue:
         if kind is None:
             raise UnknownJobType
         if earlier := self._earlier(job):
-            if _body(earlier.new) != _body(job):
+            body, answer = earlier
+            if body != _body(job):
                 raise IdempotencyConflict
-            return Enqueued(earlier.id, earlier.status)
+            return answer
         key = _cache_key(kind, job)
         leader: _Row | None = None
         leads: bool | None = None
@@ -111,7 +113,7 @@ class MemoryQueue:
             leads = leader is None
             if leader is None and (hit := self._hit(key)):
                 if job.idempotency_key is not None:
-                    self._keep_answered(job, kind, key, hit.response)
+                    self._remember(job, key)
                 return Enqueued(None, JobStatus.COMPLETED, hit.response)
         row = self._new_row(job, kind, key, leads)
         if leader is not None and leader.status is PENDING:
@@ -145,17 +147,26 @@ class MemoryQueue:
             follows=leads is False,
         )
 
-    def _keep_answered(self, job: NewJob, kind: JobType, key: str, response: JsonObject) -> None:
+    def _remember(self, job: NewJob, key: str) -> None:
         """The cache answered: the idempotency key stands for this request all the same."""
-        row = self._new_row(replace(job, unlimited=True), kind, key, None)
-        row.status, row.result, row.progress, row.completed_at = JobStatus.COMPLETED, response, 100, self._clock()
-        self._rows[row.id] = row
+        answers = self._answers.setdefault(job.user_id, {})
+        answers.pop(job.idempotency_key, None)
+        answers[job.idempotency_key] = (_body(job), key)
+        while len(answers) > self._max_active:
+            del answers[next(iter(answers))]
 
-    def _earlier(self, job: NewJob) -> _Row | None:
+    def _earlier(self, job: NewJob) -> tuple[str, Enqueued] | None:
         if job.idempotency_key is None:
             return None
         wanted = (job.user_id, job.idempotency_key)
-        return next((r for r in self._rows.values() if (r.new.user_id, r.new.idempotency_key) == wanted), None)
+        for row in self._rows.values():
+            if (row.new.user_id, row.new.idempotency_key) == wanted:
+                return _body(row.new), Enqueued(row.id, row.status)
+        body, key = self._answers.get(job.user_id, {}).get(job.idempotency_key, ("", ""))
+        entry = self._cache.get(key)
+        if entry is None or entry.expires_at <= self._clock():
+            return None
+        return body, Enqueued(None, JobStatus.COMPLETED, entry.response)
 
     def _unfinished(self) -> list[_Row]:
         return [row for row in self._rows.values() if not row.status.terminal]

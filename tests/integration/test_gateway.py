@@ -138,6 +138,15 @@ async def test_idempotency_key_by_header_or_body(api: TestClient[Any, Any]) -> N
     assert (status, reply["code"]) == (409, "idempotency_conflict")
 
 
+async def test_a_key_that_the_cache_answered_is_answered_so_again(
+    api: TestClient[Any, Any], queue: MemoryQueue
+) -> None:
+    await enqueue(api)
+    await finish(queue, Completed({"ok": 1}, cache_ttl_s=60))
+    replies = [await enqueue(api, TEXT, **{"Idempotency-Key": "k"}) for _ in range(2)]
+    assert replies == [(200, {"jobId": None, "status": "completed", "result": {"ok": 1}, "cached": True})] * 2
+
+
 async def test_the_eleventh_active_job_is_refused(api: TestClient[Any, Any]) -> None:
     for number in range(10):
         assert (await enqueue(api, {**TEXT, "input": {"text": f"ovo {number}"}}))[0] == 202

@@ -79,6 +79,11 @@ TABLE: dict[str, tuple[str, tuple[str, str, str, str, str]]] = {
         "insert into analysis_cache values ('k', 'text', '{{}}', 0, null, now(), now()) returning cache_key",
         (DENIED, DENIED, ROWS, DENIED, DENIED),
     ),
+    "read the answers": ("select * from analysis_answers", (DENIED, DENIED, ROWS, DENIED, DENIED)),
+    "write the answers": (
+        "insert into analysis_answers select {me}, 'other', '', cache_key, now() from analysis_cache returning 1",
+        (DENIED, DENIED, ROWS, DENIED, DENIED),
+    ),
     "read types": ("select * from analysis_types", (DENIED, DENIED, ROWS, DENIED, DENIED)),
     "write limits": ("update analysis_limits set max_active = 99 returning 1", (DENIED, DENIED, ROWS, DENIED, DENIED)),
     "write pauses": ("insert into analysis_pauses values ('*') returning 1", (DENIED, DENIED, ROWS, DENIED, DENIED)),
@@ -197,6 +202,7 @@ async def _fill(url: str) -> dict[str, str]:
         await queue.enqueue(NewJob(ME, "shared", {}))
         [shared] = await queue.claim("w", 1, 600.0, ["shared"])
         await queue.finalise([(shared.lease, Completed({}, cache_ttl_s=600))])
+        assert (await queue.enqueue(NewJob(ME, "shared", {}, idempotency_key="once"))).job_id is None
     ids = {"own": own, "other": other, "running": running, "token": job.lease.token, "me": ME, "other_user": OTHER}
     return {name: f"'{value}'::uuid" for name, value in ids.items()}
 

@@ -155,3 +155,16 @@ create table if not exists public.analysis_cache (
 ) with (fillfactor = 90);
 
 create index if not exists analysis_cache_expiry on public.analysis_cache (expires_at);
+
+-- Requests with an idempotency key that the cache answered: the key stands for its request as long as the result is kept.
+-- There is no job that would count, so of each user only as many are remembered as jobs may be active.
+create table if not exists public.analysis_answers (
+  user_id uuid not null,
+  idempotency_key text not null,
+  request_hash bytea not null,
+  cache_key text not null references public.analysis_cache on delete cascade,
+  answered_at timestamptz not null,
+  primary key (user_id, idempotency_key)
+);
+
+create index if not exists analysis_answers_of_result on public.analysis_answers (cache_key);

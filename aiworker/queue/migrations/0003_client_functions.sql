@@ -124,14 +124,20 @@ begin
 
   if p_idempotency_key is not null then
     v_hash := sha256(convert_to(p_type || chr(10) || p_input::text, 'UTF8'));
-    select j.id, j.status, j.request_hash into v_earlier
-      from analysis_jobs j where j.user_id = v_user and j.idempotency_key = p_idempotency_key;
+    select e.* into v_earlier from (
+      select j.id, j.status, j.request_hash, null::jsonb as response
+        from analysis_jobs j where j.user_id = v_user and j.idempotency_key = p_idempotency_key
+      union all
+      select null, 'completed', a.request_hash, c.response
+        from analysis_answers a join analysis_cache c on c.cache_key = a.cache_key and c.expires_at > now()
+       where a.user_id = v_user and a.idempotency_key = p_idempotency_key) e
+     limit 1;
     if found then
       -- Null: an adopted job, of which only the key is known.
       if v_earlier.request_hash <> v_hash then
         raise exception using errcode = 'AW002', message = 'idempotency_conflict';
       end if;
-      return query select v_earlier.id, v_earlier.status, null::jsonb;
+      return query select v_earlier.id, v_earlier.status, v_earlier.response;
       return;
     end if;
   end if;
@@ -154,14 +160,14 @@ begin
         returning c.response into v_cached;
       if found then
         if p_idempotency_key is not null then
-          -- So that the key stands for this request from now on.
-          insert into analysis_jobs (
-            user_id, type, input, priority, max_attempts, status, progress, result, cache_key, idempotency_key,
-            request_hash, run_after, place, deadline_at, completed_at
-          ) values (
-            v_user, p_type, p_input, p_priority, coalesce(p_max_attempts, v_limits.max_attempts), 'completed', 100,
-            v_cached, v_key, p_idempotency_key, v_hash, now(), now(), now(), now()
-          );
+          insert into analysis_answers (user_id, idempotency_key, request_hash, cache_key, answered_at)
+          values (v_user, p_idempotency_key, v_hash, v_key, clock_timestamp())
+          on conflict (user_id, idempotency_key) do update
+             set request_hash = excluded.request_hash, cache_key = excluded.cache_key, answered_at = excluded.answered_at;
+          delete from analysis_answers a
+           where a.user_id = v_user and a.idempotency_key in (
+             select o.idempotency_key from analysis_answers o where o.user_id = v_user
+              order by o.answered_at desc offset v_limits.max_active);
         end if;
         return query select null::uuid, 'completed', v_cached;
         return;

@@ -3,6 +3,7 @@
 
 alter table public.analysis_jobs enable row level security;
 alter table public.analysis_cache enable row level security;
+alter table public.analysis_answers enable row level security;
 alter table public.analysis_types enable row level security;
 alter table public.analysis_limits enable row level security;
 alter table public.analysis_pauses enable row level security;
@@ -10,7 +11,8 @@ alter table public.analysis_pauses enable row level security;
 -- Supabase grants everything on new tables and functions to its roles, PostgreSQL lets everybody execute: both are
 -- taken back before anything is given.
 revoke all on
-  public.analysis_jobs, public.analysis_cache, public.analysis_types, public.analysis_limits, public.analysis_pauses
+  public.analysis_jobs, public.analysis_cache, public.analysis_answers, public.analysis_types, public.analysis_limits,
+  public.analysis_pauses
 from public, anon, authenticated, service_role, aiworker;
 
 grant select on public.analysis_jobs to authenticated;
@@ -20,14 +22,15 @@ create policy "users read their own jobs" on public.analysis_jobs
 
 -- Whoever holds the service key may do everything, also what no function does: remove all that a user left behind.
 grant select, insert, update, delete on
-  public.analysis_jobs, public.analysis_cache, public.analysis_types, public.analysis_limits, public.analysis_pauses
+  public.analysis_jobs, public.analysis_cache, public.analysis_answers, public.analysis_types, public.analysis_limits,
+  public.analysis_pauses
 to service_role;
 do $$
 declare
   v_table text;
 begin
   foreach v_table in array array[
-    'analysis_jobs', 'analysis_cache', 'analysis_types', 'analysis_limits', 'analysis_pauses'
+    'analysis_jobs', 'analysis_cache', 'analysis_answers', 'analysis_types', 'analysis_limits', 'analysis_pauses'
   ] loop
     execute format('drop policy if exists "the service may do all" on public.%I', v_table);
     execute format('create policy "the service may do all" on public.%I to service_role using (true)', v_table);
