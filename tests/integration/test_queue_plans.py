@@ -178,6 +178,32 @@ async def test_jobs_that_are_far_from_due_are_not_looked_at(connection: Any) -> 
     assert {float(rows) for rows in scanned} == {0.0}
 
 
+async def test_a_crowd_that_falls_due_at_once_keeps_no_claim_waiting(connection: Any) -> None:
+    await connection.execute(PENDING, 3600.0, 2500)
+    await connection.execute("update analysis_jobs set run_after = now() where line = -1")
+    left = []
+    for _ in range(3):
+        assert len(await connection.fetch(CLAIM)) == 10
+        left.append(await connection.fetchval("select count(*) from analysis_jobs where line = -1"))
+
+    assert left == [1500, 500, 0]
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 60.0], ids=["now", "later"])
+async def test_an_enqueue_does_not_look_at_all_that_its_user_has_in_line(connection: Any, delay_s: float) -> None:
+    user = uuid4()
+    for later in (0.0, 3600.0):
+        await connection.execute(PENDING, later, 2000)
+    await connection.execute("update analysis_jobs set user_id = $1, priority = 9 where line is not null", user)
+    async with Plans(connection) as plans:
+        await connection.execute(
+            "select enqueue_analysis('text', '{}', $1, p_unlimited => true, p_delay_s => $2)", user, delay_s
+        )
+
+    scans = re.findall(rf"on {JOBS}[^\n]*actual rows=([\d.]+) loops=(\d+)", "\n".join(plans.texts))
+    assert 0 < sum(float(rows) * int(loops) for rows, loops in scans) < 100
+
+
 async def test_claims_renewals_and_progress_leave_every_index_alone(database_url: str) -> None:
     connection = await asyncpg.connect(database_url)
     await connection.execute(PENDING, 0.0, 40)

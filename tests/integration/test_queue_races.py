@@ -52,6 +52,15 @@ async def until_blocked(connection: Any) -> None:
             await asyncio.sleep(0.01)
 
 
+async def until_asleep(connection: Any) -> None:
+    """Returns when another session waits a little before it looks again."""
+    async with asyncio.timeout(20):
+        while not await connection.fetchval(
+            "select exists (select from pg_stat_activity where wait_event = 'PgSleep')"
+        ):
+            await asyncio.sleep(0.001)
+
+
 async def test_a_claim_passes_by_rows_that_an_open_claim_holds(queue: PostgresQueue, other: Any) -> None:
     for _ in range(4):
         await queue.enqueue(new_job())
@@ -122,7 +131,7 @@ class TestSingleFlight:
                 [ttl_s],
             )
             asking = asyncio.create_task(queue.enqueue(new_job(type=SHARED)))
-            await until_blocked(other)
+            await until_asleep(other)
 
         if ttl_s:
             assert (await asking).cached_result == {}
@@ -136,13 +145,48 @@ class TestSingleFlight:
         async with other.transaction():
             await other.execute("select finalise_analyses($1, $2, '{failed}')", [first.id], [first.lease.token])
             asking = asyncio.create_task(queue.enqueue(new_job(type=SHARED)))
-            await until_blocked(other)
+            await until_asleep(other)
 
         late = (await asking).job_id
         [running] = await queue.claim("w", 3, LEASE_S, [SHARED])
         assert running.id == heir
         assert not await queue.finalise([(running.lease, Completed({"n": 1}, 60))])
         assert (await queue.status(late, None)).result == {"n": 1}
+
+    async def test_who_asks_while_another_first_one_is_not_committed(self, queue: PostgresQueue, other: Any) -> None:
+        async with other.transaction():
+            first = await other.fetchval("select job_id from enqueue_analysis($1, '{}', $2)", SHARED, uuid4())
+            asking = asyncio.create_task(queue.enqueue(new_job(type=SHARED)))
+            await until_blocked(other)
+
+        second = (await asking).job_id
+        [running] = await queue.claim("w", 3, LEASE_S, [SHARED])
+        assert running.id == first
+        assert not await queue.finalise([(running.lease, Completed({"n": 1}, 60))])
+        assert (await queue.status(second, None)).result == {"n": 1}
+
+    @pytest.mark.parametrize("ttl_s", [60, None], ids=["shared", "degraded"])
+    async def test_nobody_waits_for_a_first_one_that_somebody_holds(
+        self, queue: PostgresQueue, other: Any, ttl_s: float | None
+    ) -> None:
+        await queue.enqueue(new_job(type=SHARED))
+        [first] = await queue.claim("w", 1, LEASE_S, [SHARED])
+        async with other.transaction():
+            await other.execute(
+                "select finalise_analyses($1, $2, '{completed}', '{\"{}\"}', $3)",
+                [first.id],
+                [first.lease.token],
+                [ttl_s],
+            )
+            asking = (await queue.enqueue(new_job(type=SHARED, priority=1))).job_id
+            assert (await queue.status(asking, None)).status is JobStatus.PENDING
+
+        await queue.rescue()
+
+        if ttl_s:
+            assert (await queue.status(asking, None)).result == {}
+        else:
+            assert [job.id for job in await queue.claim("w", 2, LEASE_S, [SHARED])] == [asking]
 
     async def test_who_ends_while_a_follower_is_not_committed(self, queue: PostgresQueue, other: Any) -> None:
         await queue.enqueue(new_job(type=SHARED))

@@ -146,12 +146,16 @@ begin
   -- What is delayed is wanted then, not now, and nobody must wait for it: it runs for itself.
   if v_key is not null and p_use_cache and p_delay_s <= 0 then
     perform pg_advisory_xact_lock(hashtextextended('aiworker.flight:' || v_key, 0));
-    -- Twice, for the first may have waited for a leader to end, and cannot see to whom it passed the lead. The cache
-    -- comes last: what a leader left behind when it ended is seen then.
-    for v_look in 1..2 loop
+    -- Held, so that the leader does not end before this one is seen to follow. Whoever ends it, or renews its lease, holds
+    -- it for a moment; who holds it for longer is not waited for, and `rescue_expired` finds this one if the leader has
+    -- ended meanwhile. The cache comes last: what a leader left behind when it ended is seen then.
+    for v_look in 1..50 loop
       select j.id, j.place into v_leader, v_leader_place
-        from analysis_jobs j where j.cache_key = v_key and j.leads and j.line is not null for no key update;
+        from analysis_jobs j where j.cache_key = v_key and j.leads and j.line is not null for no key update skip locked;
       exit when found;
+      select j.id into v_leader from analysis_jobs j where j.cache_key = v_key and j.leads and j.line is not null;
+      exit when not found;
+      perform pg_sleep(0.01);
     end loop;
     v_leads := v_leader is null;
     if v_leads then
@@ -178,15 +182,19 @@ begin
   -- Not now(): the waits for locks above must not count as waiting in line.
   v_now := clock_timestamp();
   v_due := v_now + p_delay_s * interval '1 second';
-  -- In the order of the user's own index, which is the only one that does not step over what has ended.
+  -- In the order of the user's own index, which is the only one that does not step over what has ended; and no more than
+  -- the last ones of each line, however many are in it.
   select count(*) into v_active
     from (select from analysis_jobs o where o.user_id = v_user and o.line is not null
-           order by o.place desc limit v_limits.max_active) j;
+           order by o.line, o.place limit v_limits.max_active) j;
   select max(j.place - j.priority * interval '10 seconds') into v_last
-    from (select o.place, o.priority
-            from analysis_jobs o
-           where o.user_id = v_user and o.line is not null and o.priority <= p_priority and o.run_after <= v_due
-           order by o.place desc limit v_limits.max_active) j;
+    from generate_series(-3, p_priority) as l (line)
+   cross join lateral (
+     select o.place, o.priority, o.run_after
+       from analysis_jobs o
+      where o.user_id = v_user and o.line = l.line
+      order by o.place desc limit v_limits.max_active) j
+   where j.priority <= p_priority and j.run_after <= v_due;
   if v_active >= v_limits.max_active and not p_unlimited then
     raise exception using errcode = 'AW001', message = 'too_many_active_jobs';
   end if;

@@ -63,9 +63,11 @@ begin
   end if;
   -- If the server dies before this commit reaches the disk, the job is pending again and the stale token is refused.
   perform set_config('synchronous_commit', 'off', true);
+  -- So many that a crowd which falls due at once keeps no claim waiting; the next claim takes more of it.
   update analysis_jobs j set line = 0
    where j.ctid = any (array(
-     select d.ctid from analysis_jobs d where d.line = -1 and d.run_after <= now() for update skip locked));
+     select d.ctid from analysis_jobs d where d.line = -1 and d.run_after <= now()
+      order by d.run_after limit 1000 for update skip locked));
   select j.ctid into v_apart from analysis_jobs j
    where p_limit > 0 and j.line = -3 and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
    order by j.place limit 1 for update skip locked;
