@@ -19,7 +19,7 @@ from aiworker.domain.job import Lease
 from aiworker.domain.outcome import Completed, outcome_of_error
 from aiworker.domain.retry import RetryPolicy
 from aiworker.gateway.auth import Authenticator, user_token
-from aiworker.inference.decode import decode
+from aiworker.inference.child.decode import decode
 from aiworker.inference.messages import DetectBatch, ItemDetected
 from aiworker.inference.messages import decode as decode_message
 from aiworker.inference.messages import encode as encode_message

@@ -17,7 +17,7 @@ import psutil
 from aiworker.domain.errors import DatabaseUnavailable
 from aiworker.domain.job import QueueDepth
 from aiworker.gateway.ops import Checks, Ops
-from aiworker.inference.supervision import LaneState
+from aiworker.inference.policy.supervision import LaneState
 from aiworker.queue.postgres import PostgresQueue
 from aiworker.settings import Settings
 from aiworker.telemetry.metrics import Metrics

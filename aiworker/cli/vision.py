@@ -13,7 +13,7 @@ from aiworker.cli.placement import ollama_is_here
 from aiworker.cli.profiles import plan_for, sample_picture
 from aiworker.cli.relief import unload_ollama
 from aiworker.domain.errors import InferenceUnavailable, WeightsUnavailable
-from aiworker.inference.care import CareRules
+from aiworker.inference.policy.care import CareRules
 from aiworker.inference.pool import InferencePool, PoolRules
 from aiworker.inference.weights import resolve_weights
 from aiworker.settings import Settings

@@ -1,7 +1,7 @@
 """The pool of inference children: one line of requests, served by lanes. It never loses a picture.
 
-`policy.Scheduler` decides, `driver` does it, `fleet` keeps the lanes and `caretaker` looks after them. When a child
-dies, what it had not answered goes to another lane at once; see `supervision.judge` for the picture that kills.
+`policy` decides; of `lanes`, `driver` does it, `fleet` keeps them and `caretaker` looks after them. When a child dies,
+what it had not answered goes to another lane at once; see `policy.supervision.judge` for the picture that kills.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
 from aiworker.domain.errors import DeadlineExceeded, InferenceUnavailable
-from aiworker.inference.care import CareRules
-from aiworker.inference.caretaker import Caretaker
-from aiworker.inference.driver import Driver
-from aiworker.inference.fleet import Fleet
-from aiworker.inference.lane import Lane, LanePolicy
+from aiworker.inference.lanes.caretaker import Caretaker
+from aiworker.inference.lanes.driver import Driver
+from aiworker.inference.lanes.fleet import Fleet
+from aiworker.inference.lanes.lane import Lane, LanePolicy
+from aiworker.inference.lanes.reports import Reports
 from aiworker.inference.messages import ChildSpec
-from aiworker.inference.reports import Reports
-from aiworker.inference.supervision import LaneState
+from aiworker.inference.policy.care import CareRules
+from aiworker.inference.policy.supervision import LaneState
 from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
 

@@ -160,7 +160,7 @@ async def _run(
 
 def serve_yolo(weights: str) -> None:
     """Blocks the loop while it downloads and detects, one photo after the other, as the original service did."""
-    from aiworker.inference.decode import decode  # noqa: PLC0415
+    from aiworker.inference.child.decode import decode  # noqa: PLC0415
     from aiworker.inference.engines.torch_engine import TorchEngine  # noqa: PLC0415
     from aiworker.inference.messages import ChildSpec  # noqa: PLC0415
 

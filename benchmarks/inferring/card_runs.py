@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from aiworker.inference.decode import decode
+from aiworker.inference.child.decode import decode
 from aiworker.inference.messages import ChildSpec
 
 _REPEATS = 10

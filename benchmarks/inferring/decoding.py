@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from aiworker.inference.decode import decode
-from aiworker.inference.letterbox import prepare
+from aiworker.inference.child.decode import decode
+from aiworker.inference.engines.letterbox import prepare
 from inferring.bars import Bar
 
 _SIZE = (4032, 3024)

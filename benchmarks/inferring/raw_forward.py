@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from aiworker.inference.decode import decode
+from aiworker.inference.child.decode import decode
 from aiworker.inference.engines.openvino_engine import OpenVinoEngine
 from aiworker.inference.messages import ChildSpec
 

@@ -29,7 +29,7 @@ class Model:
     """Encoded pictures to their boxes, on our engine."""
 
     def __init__(self):
-        from aiworker.inference.decode import decode
+        from aiworker.inference.child.decode import decode
         from aiworker.inference.engines.openvino_engine import OpenVinoEngine
         from aiworker.inference.messages import ChildSpec
 

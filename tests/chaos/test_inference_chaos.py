@@ -37,13 +37,13 @@ from aiworker.domain.errors import (
     InferenceOutOfMemory,
     InferenceUnavailable,
 )
-from aiworker.inference.care import Care, CareRules
-from aiworker.inference.lane import LanePolicy
+from aiworker.inference.lanes.lane import LanePolicy
+from aiworker.inference.lanes.watch import Patience
 from aiworker.inference.messages import ChildSpec
+from aiworker.inference.policy.care import Care, CareRules
+from aiworker.inference.policy.supervision import RestartPolicy
 from aiworker.inference.pool import InferencePool, PoolRules
 from aiworker.inference.shelf import ModelShelf
-from aiworker.inference.supervision import RestartPolicy
-from aiworker.inference.watch import Patience
 from aiworker.telemetry.metrics import Metrics
 
 _LONG = 60.0

@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from aiworker.inference.actions import BatchReport, Cause, Dispatch
-from aiworker.inference.policy import Scheduler
-from aiworker.inference.shape import Shape
+from aiworker.inference.policy.actions import BatchReport, Cause, Dispatch
+from aiworker.inference.policy.scheduler import Scheduler
+from aiworker.inference.policy.shape import Shape
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from aiworker.cli.profiles import plan_for, sample_picture
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detection, Detections
 from aiworker.inference.engines.exports import ExportFailed, ensure_export, export_folder
+from aiworker.inference.engines.letterbox import prepare
 from aiworker.inference.interface import Picture
-from aiworker.inference.letterbox import prepare
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool
 from aiworker.inference.profile import Candidate, Measured, Profile

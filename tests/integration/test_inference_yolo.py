@@ -18,10 +18,10 @@ from PIL import Image
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
 from aiworker.domain.errors import ImageUnreadable, InferenceUnavailable, MediaTooLarge
-from aiworker.inference.lane import LanePolicy
+from aiworker.inference.lanes.lane import LanePolicy
 from aiworker.inference.messages import ChildSpec
+from aiworker.inference.policy.supervision import RestartPolicy
 from aiworker.inference.pool import InferencePool, PoolRules
-from aiworker.inference.supervision import RestartPolicy
 from aiworker.telemetry.metrics import Metrics
 
 _LONG = 100.0
@@ -122,7 +122,7 @@ def test_a_slow_machine_never_blanks_the_rest_of_a_batch(yolo_weights: Path, pho
     code = """
 import itertools, sys
 from pathlib import Path
-from aiworker.inference.decode import decode
+from aiworker.inference.child.decode import decode
 from aiworker.inference.engines.torch_engine import TorchEngine
 from aiworker.inference.interface import Picture
 from aiworker.inference.messages import ChildSpec

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiworker.inference.canary import Canary
-from aiworker.inference.care import Care, CareRules, Condition, Need
-from aiworker.inference.watch import Look, Patience, Watch, look_at
+from aiworker.inference.lanes.watch import Look, Patience, Watch, look_at
+from aiworker.inference.policy.canary import Canary
+from aiworker.inference.policy.care import Care, CareRules, Condition, Need
 
 _RULES = CareRules(budget_mb=1000.0, high=0.9, low=0.8, slack_mb=100.0, canary_s=60.0)
 

@@ -10,7 +10,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiworker.inference.channel import Channel
+from aiworker.inference.lanes.channel import Channel
 from aiworker.inference.messages import BatchDone, Message, Ping, Progress, decode, encode
 
 _SAID = [Progress(), BatchDone(1, 0.5, 100.0), Ping(3), Progress()]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 from fakes.fake_engine import PASS_FAILS, FakeEngine, picture
 
-from aiworker.inference.child import answer_pass, failure
-from aiworker.inference.intake import BatchEnd, Intake, Pass, steps_of
+from aiworker.inference.child.intake import BatchEnd, Intake, Pass, steps_of
+from aiworker.inference.child.serving import answer_pass, failure
 from aiworker.inference.interface import Box, Picture, Prepared
 from aiworker.inference.messages import (
     ChildSpec,

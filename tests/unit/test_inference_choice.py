@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiworker.inference.choice import Choice, Offer, Release, Waiting, choose_batch, efficient_size
+from aiworker.inference.policy.choice import Choice, Offer, Release, Waiting, choose_batch, efficient_size
 
 _SHAPES = st.sampled_from([None, (640, 480), (480, 640)])
 _LINES = st.lists(

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aiworker.domain.errors import ImageUnreadable, MediaTooLarge
-from aiworker.inference.decode import decode
+from aiworker.inference.child.decode import decode
+from aiworker.inference.engines.letterbox import prepare, upright
 from aiworker.inference.interface import Picture
-from aiworker.inference.letterbox import prepare, upright
 
 _LIMIT = 1_000_000
 

@@ -7,7 +7,7 @@ import pytest
 
 from aiworker.inference.engines import exports
 from aiworker.inference.engines.exports import ensure_export, export_folder, write_head
-from aiworker.inference.heads import Head
+from aiworker.inference.engines.heads import Head
 
 _HEAD = Head({0: "maçã", 7: "pão"}, "detect", (8, 16, 32), bins=16, end_to_end=False)
 

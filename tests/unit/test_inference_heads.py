@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiworker.inference.heads import Head, Limits, RawOutput, find_boxes, suppress, visible
+from aiworker.inference.engines.heads import Head, Limits, RawOutput, find_boxes, suppress, visible
 
 _NAMES = {0: "a", 1: "b", 2: "c"}
 _SHAPE = (64, 96)

@@ -9,8 +9,8 @@ from fakes.inference_simulation import Arrival, Record, SimulatedLane, Simulatio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiworker.inference.actions import Cause, Dispatch, TakeOut
-from aiworker.inference.policy import Scheduler
+from aiworker.inference.policy.actions import Cause, Dispatch, TakeOut
+from aiworker.inference.policy.scheduler import Scheduler
 
 _SHAPES = st.sampled_from([None, (640, 480), (480, 640)])
 _ARRIVALS = st.lists(

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from aiworker.inference.decode import decode
-from aiworker.inference.letterbox import fit, prepare
-from aiworker.inference.shape import letterboxed, picture_size
+from aiworker.inference.child.decode import decode
+from aiworker.inference.engines.letterbox import fit, prepare
+from aiworker.inference.policy.shape import letterboxed, picture_size
 
 _JPEG, _PNG = ("JPEG", {}), ("PNG", {})
 _FORMATS = [_JPEG, ("JPEG", {"progressive": True}), _PNG, ("WEBP", {}), ("WEBP", {"lossless": True})]

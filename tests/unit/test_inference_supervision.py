@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiworker.inference.process import child_environment
-from aiworker.inference.supervision import RestartBackoff, RestartPolicy, Verdict, judge
+from aiworker.inference.lanes.process import child_environment
+from aiworker.inference.policy.supervision import RestartBackoff, RestartPolicy, Verdict, judge
 
 _POLICY = RestartPolicy(base_s=0.5, factor=2.0, cap_s=5.0, give_up_after=3, stable_s=60.0)
 

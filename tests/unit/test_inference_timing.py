@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiworker.inference.timing import ServiceTime, TimingBook
+from aiworker.inference.policy.timing import ServiceTime, TimingBook
 
 _SAMPLES = st.lists(st.tuples(st.integers(1, 64), st.floats(1e-4, 100)), min_size=1, max_size=60)
 

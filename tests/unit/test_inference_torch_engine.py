@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np, torch
 from aiworker.inference.engines import torch_engine as engine
 from aiworker.inference.engines.exports import Export
-from aiworker.inference.heads import Head
+from aiworker.inference.engines.heads import Head
 from aiworker.inference.interface import Prepared
 from aiworker.inference.messages import ChildSpec
 

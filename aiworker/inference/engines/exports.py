@@ -23,7 +23,7 @@ from pathlib import Path
 
 import orjson
 
-from aiworker.inference.heads import Head
+from aiworker.inference.engines.heads import Head
 
 FORMATS = {"openvino": ("openvino", "torch", "ultralytics"), "tensorrt": ("tensorrt", "torch", "ultralytics")}
 """What each format is written by."""

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from openvino.preprocess import PrePostProcessor
 
 from aiworker.inference.engines.exports import Export, ensure_export
-from aiworker.inference.heads import Limits, RawOutput, find_boxes
+from aiworker.inference.engines.heads import Limits, RawOutput, find_boxes
+from aiworker.inference.engines.letterbox import boxes_of, prepare
 from aiworker.inference.interface import Box, Picture, Prepared
-from aiworker.inference.letterbox import boxes_of, prepare
 from aiworker.inference.messages import ChildSpec
 
 NETWORK = "network.xml"

@@ -21,9 +21,9 @@ from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import nms
 
 from aiworker.inference.engines.exports import ensure_export
-from aiworker.inference.heads import Head, visible
+from aiworker.inference.engines.heads import Head, visible
+from aiworker.inference.engines.letterbox import boxes_of, prepare
 from aiworker.inference.interface import Box, Picture, Prepared
-from aiworker.inference.letterbox import boxes_of, prepare
 from aiworker.inference.messages import MAX_BATCH, ChildSpec
 
 _TASKS = ("detect", "segment")

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from aiworker.inference.choice import Release
-from aiworker.inference.shape import Shape
+from aiworker.inference.policy.choice import Release
+from aiworker.inference.policy.shape import Shape
 
 MAX_IN_FLIGHT = 2
 _MARGIN_S = 0.003

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from aiworker.domain.errors import InferenceUnavailable
-from aiworker.inference.driver import Driver
-from aiworker.inference.lane import Lane, LanePolicy
+from aiworker.inference.lanes.driver import Driver
+from aiworker.inference.lanes.lane import Lane, LanePolicy
 from aiworker.inference.messages import ChildSpec, FromChild, Ready
-from aiworker.inference.supervision import LaneState
+from aiworker.inference.policy.supervision import LaneState
 from aiworker.telemetry.logs import get_logger
 
 _log = get_logger(__name__)

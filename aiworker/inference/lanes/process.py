@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from aiworker.inference.channel import Channel, OnMessages
+from aiworker.inference.lanes.channel import Channel, OnMessages
 from aiworker.inference.messages import ChildSpec, Message, Stop
 
+_CHILD = "aiworker.inference.child.serving"
 _KEEP = frozenset({"PATH", "HOME", "TMPDIR", "TZ", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV"})
 _KEEP_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH_", "PYTORCH_", "YOLO_", "MALLOC_")
 _EXIT_AFTER_CLOSE_S = 1.0
@@ -40,7 +41,7 @@ class ChildProcess:
             _, channel = await loop.create_unix_connection(lambda: Channel(on_messages), sock=ours)
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "aiworker.inference.child", str(theirs.fileno()), str(os.getpid())),
+                    *(sys.executable, "-P", "-m", _CHILD, str(theirs.fileno()), str(os.getpid())),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import orjson
 
-from aiworker.inference.care import Care, CareRules, Condition, Need
-from aiworker.inference.driver import Driver
-from aiworker.inference.fleet import Fleet
-from aiworker.inference.lane import Lane
+from aiworker.inference.lanes.driver import Driver
+from aiworker.inference.lanes.fleet import Fleet
+from aiworker.inference.lanes.lane import Lane
+from aiworker.inference.lanes.reports import Reports
+from aiworker.inference.lanes.watch import look_at
 from aiworker.inference.messages import Ping
-from aiworker.inference.reports import Reports
-from aiworker.inference.watch import look_at
+from aiworker.inference.policy.care import Care, CareRules, Condition, Need
 from aiworker.telemetry.logs import get_logger
 
 _log = get_logger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aiworker.inference.shape import Shape
+from aiworker.inference.policy.shape import Shape
 
 _FORGETTING = 0.97
 _OUTLIER_FACTOR = 5.0

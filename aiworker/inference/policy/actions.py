@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from aiworker.inference.choice import Release
+from aiworker.inference.policy.choice import Release
 
 
 class Cause(StrEnum):

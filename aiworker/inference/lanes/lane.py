@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from aiworker.inference.lanes.process import ChildProcess
+from aiworker.inference.lanes.watch import Patience, Watch, look_at
 from aiworker.inference.messages import ChildSpec, FromChild, FromParent, Message, Ready, StartFailed
-from aiworker.inference.process import ChildProcess
-from aiworker.inference.supervision import LaneState, RestartBackoff, RestartPolicy
-from aiworker.inference.watch import Patience, Watch, look_at
+from aiworker.inference.policy.supervision import LaneState, RestartBackoff, RestartPolicy
 from aiworker.telemetry.logs import get_logger
 
 _log = get_logger(__name__)

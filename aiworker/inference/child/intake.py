@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from aiworker.inference.decode import decode
+from aiworker.inference.child.decode import decode
 from aiworker.inference.interface import Engine, Prepared
 from aiworker.inference.messages import ChildSpec, DetectBatch, Message, Progress
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from aiworker.inference.actions import BatchReport
-from aiworker.inference.choice import Release
+from aiworker.inference.policy.actions import BatchReport
+from aiworker.inference.policy.choice import Release
 from aiworker.telemetry.metrics import Metrics
 
 

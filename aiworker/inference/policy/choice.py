@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from aiworker.inference.shape import Shape
+from aiworker.inference.policy.shape import Shape
 
 _EFFICIENT = 0.9
 _LOOK_AHEAD_BATCHES = 8

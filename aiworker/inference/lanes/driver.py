@@ -9,9 +9,9 @@ from collections.abc import Callable
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
 from aiworker.domain.errors import DeadlineExceeded, ImageKillsChild, InferenceOutOfMemory, MediaTooLarge
-from aiworker.inference.actions import Cause, Dispatch, TakeOut
-from aiworker.inference.canary import Canary
-from aiworker.inference.lane import Lane
+from aiworker.inference.lanes.lane import Lane
+from aiworker.inference.lanes.reports import Reports
+from aiworker.inference.lanes.requests import Requests
 from aiworker.inference.messages import (
     MAX_BATCH,
     MAX_IMAGE_BYTES,
@@ -24,10 +24,10 @@ from aiworker.inference.messages import (
     Pong,
     Progress,
 )
-from aiworker.inference.policy import Scheduler
-from aiworker.inference.reports import Reports
-from aiworker.inference.requests import Requests
-from aiworker.inference.shape import letterboxed
+from aiworker.inference.policy.actions import Cause, Dispatch, TakeOut
+from aiworker.inference.policy.canary import Canary
+from aiworker.inference.policy.scheduler import Scheduler
+from aiworker.inference.policy.shape import letterboxed
 
 _LONGEST_TIMER_S = 1e6
 _CANARY = 0

@@ -1,4 +1,4 @@
-"""One inference process: `python -m aiworker.inference.child FD PARENT_PID`.
+"""One inference process: `python -m aiworker.inference.child.serving FD PARENT_PID`.
 
 It receives a ChildSpec, loads and warms up the engine, says Ready, and then answers batches until it is told to stop or
 its parent is gone. The model runs in the main thread, and `intake` decodes beside it. Everything comes in over one
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from aiworker.domain.errors import InferenceOutOfMemory, InferenceUnavailable, WorkerError
-from aiworker.inference.intake import BatchEnd, Intake, Pass, Say
+from aiworker.inference.child.intake import BatchEnd, Intake, Pass, Say
 from aiworker.inference.interface import Box, Engine, Prepared
 from aiworker.inference.kernel import die_with
 from aiworker.inference.messages import (

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiworker.inference.actions import Action, BatchReport, Cause, Dispatch, TakeOut
-from aiworker.inference.choice import Choice, Offer, Release, Waiting, choose_batch
-from aiworker.inference.load import Flight, LaneLoad
-from aiworker.inference.shape import Shape
-from aiworker.inference.supervision import Verdict
-from aiworker.inference.timing import TimingBook
-from aiworker.inference.waiting import Line
+from aiworker.inference.policy.actions import Action, BatchReport, Cause, Dispatch, TakeOut
+from aiworker.inference.policy.choice import Choice, Offer, Release, Waiting, choose_batch
+from aiworker.inference.policy.load import Flight, LaneLoad
+from aiworker.inference.policy.shape import Shape
+from aiworker.inference.policy.supervision import Verdict
+from aiworker.inference.policy.timing import TimingBook
+from aiworker.inference.policy.waiting import Line
 
 
 class Scheduler:

@@ -6,8 +6,8 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import replace
 
-from aiworker.inference.choice import Waiting
-from aiworker.inference.supervision import Verdict, judge
+from aiworker.inference.policy.choice import Waiting
+from aiworker.inference.policy.supervision import Verdict, judge
 
 
 class Line:
