@@ -60,6 +60,13 @@ class Settings(BaseSettings):
     yolo_model: str = Field("yolov8n", description="a path, or a name that `aiworker models list` shows")
     models_dir: Path = Field(Path("models"), description="where weights are kept")
     yolo_confidence: float = Field(0.35, gt=0, lt=1, description="boxes below this are dropped")
+    yolo_more_models: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description="further models that jobs may ask for by name (`plates=/weights/plates-seg.pt,large=yolov8s`)",
+    )
+    yolo_more_models_mb: int = Field(
+        1000, ge=450, description="memory for all further models; the one unused longest makes room"
+    )
     memory_budget_mb: int = Field(
         0, ge=0, description="memory for the worker and its children; 0 takes what is there, 24 GB at most"
     )
@@ -119,6 +126,16 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return frozenset(part.strip().lower() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("yolo_more_models", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if any(not (name.strip() and model.strip()) for name, _, model in pairs):
+            raise ValueError("must be pairs of name=weights, separated by commas")
+        return {name.strip(): model.strip() for name, _, model in pairs}
 
     @field_validator("gemini_price", mode="before")
     @classmethod

@@ -30,6 +30,8 @@ def page() -> str:
 
 
 def _default(field: Any) -> str:
+    if field.default_factory is dict:
+        return ""
     if field.default is PydanticUndefined:
         return "host name and process id"
     if field.default in (None, frozenset()):

@@ -48,6 +48,7 @@ class SofiaImageInput(JobInput):
     image_url: str = Field(min_length=1)
     user_context: UserContext = Field(default_factory=UserContext)
     meal_type: str | None = Field(None, max_length=40)
+    detector: str = Field("", max_length=40, description="one of the models in YOLO_MORE_MODELS; empty, the main one")
 
 
 class SeenFood(BaseModel):
@@ -87,6 +88,7 @@ class SofiaImageResult(AnalysisResult):
     sofia_analysis: dict[str, Any]
     food_detection: dict[str, Any]
     alimentos_identificados: list[str]
+    detector: str | None = Field(description="the weights that found the detections")
     detections: list[FoundObject]
     image: dict[str, int] | None
     foods: list[FoodLine]
@@ -99,7 +101,7 @@ async def run(job: SofiaImageInput, attempt: Attempt) -> SofiaImageResult:
     with attempt.stage("fetch"):
         photo = await attempt.tools.images.fetch(job.image_url, attempt.deadline)
     with attempt.stage("detect"):
-        found, detector_error = await _detect(photo, attempt)
+        found, detector_error = await _detect(photo, job.detector, attempt)
     seen: Completion | None = None
     model_error: ProviderError | None = None
     with attempt.stage("generate"):
@@ -113,9 +115,9 @@ async def run(job: SofiaImageInput, attempt: Attempt) -> SofiaImageResult:
         return _result(job, attempt, found, seen, provenance(seen, model_error))
 
 
-async def _detect(photo: bytes, attempt: Attempt) -> tuple[Detections | None, InferenceUnavailable | None]:
+async def _detect(photo: bytes, model: str, attempt: Attempt) -> tuple[Detections | None, InferenceUnavailable | None]:
     try:
-        return await attempt.tools.detector.detect(photo, attempt.deadline), None
+        return await attempt.tools.detector.detect(photo, attempt.deadline, model), None
     except InferenceUnavailable as error:
         return None, error
 
@@ -210,6 +212,7 @@ def _result(
             "meal_type": when,
         },
         alimentos_identificados=names,
+        detector=found.model if found else None,
         detections=_objects(found),
         image={"width": found.width, "height": found.height} if found else None,
         foods=lines,
@@ -271,7 +274,7 @@ def _message(lines: list[FoodLine], totals: MealTotals, notes: str) -> str:
 
 ANALYSIS = Analysis(
     name="sofia_image",
-    version="1",
+    version="2",
     input_model=SofiaImageInput,
     run=run,
     slo_s=15.0,

@@ -73,7 +73,8 @@ def gateway_ops(settings: Settings, queue: PostgresQueue, metrics: Metrics) -> O
 def worker_ops(settings: Settings, parts: WorkerParts) -> Ops:
     """The worker works when its database answers, its leases are renewed, and a child has the model loaded."""
     reachable, depth = _reachable(parts.queue), _depth(parts.queue)
-    metrics, pool, router = parts.metrics, parts.pool, parts.router
+    metrics, vision, router = parts.metrics, parts.vision, parts.router
+    pool = vision.main
     metrics.slots.set(settings.worker_concurrency)
 
     async def checks() -> Checks:
@@ -82,7 +83,7 @@ def worker_ops(settings: Settings, parts: WorkerParts) -> Ops:
 
     async def details() -> Mapping[str, Any]:
         waiting = await depth()
-        children, providers = pool.snapshot(), router.snapshot()
+        children, providers = vision.snapshot(), router.snapshot()
         return _common(time.monotonic() - started) | {
             "worker": {
                 "id": settings.worker_id,
@@ -95,7 +96,12 @@ def worker_ops(settings: Settings, parts: WorkerParts) -> Ops:
                 **{name: providers.get(name, {}).get("state", _NOT_CONFIGURED) for name in ("ollama", "gemini")},
             },
             "queue": described(waiting),
-            "inference": {"waiting": pool.waiting, "admitting": pool.admitting, "children": children},
+            "inference": {
+                "waiting": vision.waiting,
+                "admitting": pool.admitting,
+                "children": children,
+                "furtherModels": vision.models(),
+            },
             "providers": providers,
             "memory": _memory(children),
         }
@@ -103,7 +109,7 @@ def worker_ops(settings: Settings, parts: WorkerParts) -> Ops:
     async def refresh() -> None:
         await checks()
         _refresh_queue(metrics, await depth())
-        _refresh_children(metrics, pool.snapshot())
+        _refresh_children(metrics, vision.snapshot())
         for name, provider in router.snapshot().items():
             metrics.provider_up.labels(name).set(provider["state"] == "up")
         router.refresh_gauges()

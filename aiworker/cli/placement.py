@@ -30,6 +30,7 @@ def placement_for(settings: Settings, *, processes: int = 0, threads: int = 0) -
         threads=settings.inference_threads or threads,
         max_batch=settings.inference_max_batch,
         shares_with_ollama=beside,
+        further_mb=settings.yolo_more_models_mb if settings.yolo_more_models else 0,
     )
     return machine, place(machine, wishes)
 

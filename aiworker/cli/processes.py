@@ -36,9 +36,9 @@ async def run_worker(settings: Settings, listener: socket.socket) -> None:
         async with serving(app, listener):
             _log.info("worker health listens", url=address_of(listener), worker_id=settings.worker_id)
             # Chat and text need no model of ours, so the worker starts at once; images wait for a child.
-            children = asyncio.create_task(parts.pool.wait_ready())
+            children = asyncio.create_task(parts.vision.main.wait_ready())
             children.add_done_callback(lambda task: stop.set() if not task.cancelled() and task.exception() else None)
-            with reloading_on_hangup(settings, parts.pool):
+            with reloading_on_hangup(settings, parts.vision):
                 await parts.worker.run(stop)
             if children.done():
                 children.result()

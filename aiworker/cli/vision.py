@@ -1,20 +1,25 @@
-"""The pool of inference children, from settings and what the machine has; and taking up new weights on SIGHUP."""
+"""The models and their inference children, from settings and what the machine has; taking up new weights on SIGHUP."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from aiworker.cli.placement import ollama_is_here
 from aiworker.cli.profiles import plan_for, sample_picture
 from aiworker.cli.relief import unload_ollama
 from aiworker.domain.errors import InferenceUnavailable, WeightsUnavailable
+from aiworker.inference.messages import ChildSpec
+from aiworker.inference.placement import Needs
 from aiworker.inference.policy.care import CareRules
 from aiworker.inference.pool import InferencePool, PoolRules
+from aiworker.inference.shelf import Further, ModelShelf
 from aiworker.inference.weights import resolve_weights
 from aiworker.settings import Settings
 from aiworker.telemetry.logs import get_logger
@@ -23,22 +28,46 @@ from aiworker.telemetry.metrics import Metrics
 _log = get_logger(__name__)
 
 
-async def vision_pool(settings: Settings, metrics: Metrics) -> InferencePool:
+async def vision_of(settings: Settings, metrics: Metrics) -> ModelShelf:
     """Not started yet. Raises WeightsUnavailable, ConfigurationError."""
-    weights = await asyncio.to_thread(resolve_weights, settings.yolo_model, settings.models_dir)
+    weights = await _weights_of(settings, settings.yolo_model)
+    for model in settings.yolo_more_models.values():
+        # A name that means nothing stops the start, not the first job that asks for it.
+        await _weights_of(settings, model)
     plan = await plan_for(settings, weights)
     for note in plan.placement.notes:
         _log.info("placement", note=note)
     _log.info("engine", engine=plan.specs[0].engine.partition(":")[2], why=plan.why)
-    specs, placement = plan.specs, plan.placement
     rules = PoolRules(
-        max_batch=min(plan.max_batch for plan in placement.children),
-        care=CareRules(budget_mb=placement.budget_mb),
+        max_batch=min(plan.max_batch for plan in plan.placement.children),
+        care=CareRules(budget_mb=plan.placement.budget_mb),
         canary=sample_picture(),
         times=settings.models_dir / "service-times.json",
         relief=_relief(settings),
     )
-    return InferencePool(specs, rules, metrics)
+    main = InferencePool(plan.specs, rules, metrics)
+    if not settings.yolo_more_models:
+        return ModelShelf(main)
+    return ModelShelf(main, _further(settings, plan.specs, rules, metrics))
+
+
+def _further(settings: Settings, specs: Sequence[ChildSpec], rules: PoolRules, metrics: Metrics) -> Further:
+    """One child for each model, with the main one's engine and all threads. Their memory has a cap of its own."""
+    threads = sum(spec.threads for spec in specs)
+
+    async def make(name: str) -> InferencePool:
+        weights = await _weights_of(settings, settings.yolo_more_models[name])
+        spec = replace(specs[0], weights=str(weights), threads=threads, pinned=False)
+        times = settings.models_dir / f"service-times-{weights.stem}.json"
+        return InferencePool([spec], replace(rules, care=CareRules(), times=times), metrics)
+
+    needs = Needs()
+    expected_mb = needs.cpu_mb if specs[0].device == "cpu" else needs.gpu_ram_mb
+    return Further(settings.yolo_more_models, make, settings.yolo_more_models_mb, expected_mb)
+
+
+async def _weights_of(settings: Settings, model: str) -> Path:
+    return await asyncio.to_thread(resolve_weights, model, settings.models_dir)
 
 
 def _relief(settings: Settings) -> Callable[[], Coroutine[Any, Any, None]] | None:
@@ -47,14 +76,15 @@ def _relief(settings: Settings) -> Callable[[], Coroutine[Any, Any, None]] | Non
 
 
 @contextmanager
-def reloading_on_hangup(settings: Settings, pool: InferencePool) -> Iterator[None]:
-    """While inside, SIGHUP takes up the file that YOLO_MODEL names, as it is now. No request is lost by it."""
+def reloading_on_hangup(settings: Settings, shelf: ModelShelf) -> Iterator[None]:
+    """While inside, SIGHUP takes up the files that YOLO_MODEL and YOLO_MORE_MODELS name, as they are now. No request is
+    lost by it."""
     loop = asyncio.get_running_loop()
     under_way: set[asyncio.Task[None]] = set()
 
     def start() -> None:
         if not under_way:
-            task = loop.create_task(_reload(settings, pool))
+            task = loop.create_task(_reload(settings, shelf))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
 
@@ -67,11 +97,12 @@ def reloading_on_hangup(settings: Settings, pool: InferencePool) -> Iterator[Non
             task.cancel()
 
 
-async def _reload(settings: Settings, pool: InferencePool) -> None:
-    try:
-        weights = await asyncio.to_thread(resolve_weights, settings.yolo_model, settings.models_dir)
-        await pool.reload(str(weights))
-    except (WeightsUnavailable, InferenceUnavailable) as error:
-        _log.error("weights not reloaded, the old ones serve on", reason=error.note)
-    else:
-        _log.info("weights reloaded", weights=weights.name)
+async def _reload(settings: Settings, shelf: ModelShelf) -> None:
+    for name, model in ("", settings.yolo_model), *settings.yolo_more_models.items():
+        try:
+            weights = await _weights_of(settings, model)
+            await shelf.reload(name, str(weights))
+        except (WeightsUnavailable, InferenceUnavailable) as error:
+            _log.error("weights not reloaded, the old ones serve on", model=model, reason=error.note)
+        else:
+            _log.info("weights reloaded", weights=weights.name)

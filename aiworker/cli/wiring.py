@@ -13,12 +13,12 @@ from aiworker.analyses.base import Tools
 from aiworker.analyses.registry import ANALYSES
 from aiworker.cli.health import gateway_ops
 from aiworker.cli.keys import Keys
-from aiworker.cli.vision import vision_pool
+from aiworker.cli.vision import vision_of
 from aiworker.domain.errors import ConfigurationError
 from aiworker.gateway.app import Gateway, build_gateway
 from aiworker.gateway.auth import Authenticator
 from aiworker.gateway.ops import add_ops
-from aiworker.inference.pool import InferencePool
+from aiworker.inference.shelf import ModelShelf
 from aiworker.llm.flight import Provider
 from aiworker.llm.gemini import GeminiModel
 from aiworker.llm.gemini_models import Price, price_of
@@ -68,7 +68,7 @@ class WorkerParts:
 
     worker: Worker
     queue: PostgresQueue
-    pool: InferencePool
+    vision: ModelShelf
     router: ModelRouter
     metrics: Metrics
 
@@ -79,9 +79,9 @@ async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         queue = await stack.enter_async_context(_queue(settings, "worker"))
-        pool = await vision_pool(settings, metrics)
-        await pool.start()
-        stack.push_async_callback(pool.stop)
+        vision = await vision_of(settings, metrics)
+        await vision.start()
+        stack.push_async_callback(vision.stop)
         traces = traces_of(settings)
         stack.push_async_callback(asyncio.to_thread, traces.stop)
         router = ModelRouter(_providers(settings, traces), _lane_rules(settings), metrics)
@@ -90,8 +90,8 @@ async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
         stack.push_async_callback(images.close)
         listener = Listener(database_url(settings), pooler=settings.database_pooler)
         model = LocalOnlyRule(router, local_only_types(settings))
-        worker = Worker(queue, listener, Tools(images, pool, model), metrics, _limits(settings), traces=traces)
-        yield WorkerParts(worker, queue, pool, router, metrics)
+        worker = Worker(queue, listener, Tools(images, vision, model), metrics, _limits(settings), traces=traces)
+        yield WorkerParts(worker, queue, vision, router, metrics)
 
 
 def _queue(settings: Settings, process: str) -> PostgresQueue:

@@ -3,7 +3,7 @@
     WorkerError
     ├── InputRejected            the request or its media is at fault; trying again cannot help
     │   ├── UnknownJobType, MediaUrlInvalid, MediaAddressForbidden, MediaTooLarge,
-    │   └── MediaTypeUnsupported, MediaNotFound, ImageUnreadable, ImageKillsChild
+    │   └── MediaTypeUnsupported, MediaNotFound, ImageUnreadable, ImageKillsChild, DetectorUnknown
     ├── MediaUnavailable         the other side hung or failed; may work later
     ├── ProviderError            an LLM call failed
     │   ├── ProviderUnavailable      may work later
@@ -94,6 +94,10 @@ class ImageUnreadable(InputRejected):
 
 class ImageKillsChild(InputRejected):
     code = "image_kills_child"
+
+
+class DetectorUnknown(InputRejected):
+    code = "detector_unknown"
 
 
 class MediaUnavailable(WorkerError):

@@ -47,6 +47,10 @@ _SENTENCES: dict[str, tuple[str, str]] = {
         "Não conseguimos processar esta imagem. Envie outra foto.",
         "We cannot process this image. Send another photo.",
     ),
+    "detector_unknown": (
+        "Não há detector com esse nome. Envie o pedido sem o campo detector.",
+        "There is no detector of that name. Send the request without the field detector.",
+    ),
     "media_unavailable": (
         "O servidor da imagem não respondeu a tempo. Envie a foto de novo.",
         "The image's server did not answer in time. Send the photo again.",

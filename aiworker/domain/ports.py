@@ -68,10 +68,10 @@ class WakeUps(Protocol):
 
 
 class Detector(Protocol):
-    async def detect(self, image: bytes, deadline: Deadline) -> Detections:
-        """`image` is an encoded picture.
+    async def detect(self, image: bytes, deadline: Deadline, model: str = "") -> Detections:
+        """`image` is an encoded picture; `model` is one of those that the operator named beside the main one.
 
-        Raises ImageUnreadable, MediaTooLarge, ImageKillsChild, InferenceUnavailable, DeadlineExceeded.
+        Raises ImageUnreadable, MediaTooLarge, ImageKillsChild, DetectorUnknown, InferenceUnavailable, DeadlineExceeded.
         """
         ...
 

@@ -27,7 +27,8 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the operator has set; 0 leaves it to us. `device` is auto, cpu, cuda or cuda:N."""
+    """What the operator has set; 0 leaves it to us. `device` is auto, cpu, cuda or cuda:N. `further_mb` is kept for
+    further models and is no part of the budget that comes out."""
 
     budget_mb: float = 0.0
     device: str = "auto"
@@ -35,6 +36,7 @@ class Wishes:
     threads: int = 0
     max_batch: int = 8
     shares_with_ollama: bool = False
+    further_mb: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,9 @@ def place(machine: Machine, wishes: Wishes, needs: Needs | None = None) -> Place
     """Raises ConfigurationError, saying what to change, when not even one child fits."""
     needs = needs or Needs()
     budget_mb, notes = _budget(machine, wishes)
+    if wishes.further_mb:
+        budget_mb = max(0.0, budget_mb - wishes.further_mb)
+        notes[0] += f"; {wishes.further_mb:.0f} of it for further models"
     children = _on_gpus(machine, wishes, needs, budget_mb, notes) if wishes.device != "cpu" else []
     if not children:
         if wishes.device.startswith("cuda"):

@@ -21,7 +21,7 @@ import psutil
 import uvloop
 from rich.console import Console
 
-from aiworker.cli.vision import vision_pool
+from aiworker.cli.vision import vision_of
 from aiworker.inference.pool import InferencePool
 from aiworker.settings import load_settings
 from aiworker.telemetry.logs import configure_logging
@@ -65,7 +65,7 @@ async def idle_share(pool: InferencePool, seconds: float) -> float:
 
 async def measure(model: str, *, quick: bool, console: Console) -> list[Bar]:
     seconds, rounds = (8.0, 1) if quick else (20.0, 3)
-    pool = await vision_pool(load_settings(yolo_model=model), Metrics())
+    pool = (await vision_of(load_settings(yolo_model=model), Metrics())).main
     await pool.start()
     try:
         await pool.wait_ready()

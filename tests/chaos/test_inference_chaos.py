@@ -32,6 +32,7 @@ from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
 from aiworker.domain.errors import (
     DeadlineExceeded,
+    DetectorUnknown,
     ImageKillsChild,
     ImageUnreadable,
     InferenceOutOfMemory,
@@ -43,7 +44,7 @@ from aiworker.inference.messages import ChildSpec
 from aiworker.inference.policy.care import Care, CareRules
 from aiworker.inference.policy.supervision import RestartPolicy
 from aiworker.inference.pool import InferencePool, PoolRules
-from aiworker.inference.shelf import ModelShelf
+from aiworker.inference.shelf import Further, ModelShelf
 from aiworker.telemetry.metrics import Metrics
 
 _LONG = 60.0
@@ -358,23 +359,33 @@ async def test_weights_are_reloaded_under_load_without_losing_a_request() -> Non
 
 
 async def test_models_share_memory_and_the_one_unused_longest_makes_room() -> None:
-    shelf = ModelShelf(lambda name: InferencePool([_model(name)], PoolRules(lane=_QUICK)), cap_mb=1000, expected_mb=450)
+    async def make(name: str) -> InferencePool:
+        return InferencePool([_model(name)], PoolRules(lane=_QUICK))
+
+    main = await make("main.pt")
+    await main.start()
+    await asyncio.wait_for(main.wait_ready(), _LONG)
+    names = [f"{name}.pt" for name in ("first", "second", "third", "fourth", "huge")]
+    room_for_two = 450 + 1.5 * main.memory_mb
+    shelf = ModelShelf(main, Further(names, make, cap_mb=room_for_two, expected_mb=450))
     try:
-        for model in ("first.pt", "second.pt", "first.pt", "third.pt"):
-            answer = await shelf.detect(model, picture(), Deadline.after(_LONG))
-            assert answer.items[0].class_name == model.removesuffix(".pt")
+        for model in ("", "first.pt", "second.pt", "first.pt", "third.pt"):
+            answer = await shelf.detect(picture(), Deadline.after(_LONG), model)
+            assert answer.items[0].class_name == (model or "main.pt").removesuffix(".pt")
         assert {each.name for each in shelf.loaded} == {"first.pt", "third.pt"}
         slow = [
-            asyncio.create_task(shelf.detect(f"{name}.pt", picture(SLOW), Deadline.after(_LONG)))
+            asyncio.create_task(shelf.detect(picture(SLOW), Deadline.after(_LONG), f"{name}.pt"))
             for name in ("first", "third")
         ]
         await _until(lambda: all(each.busy for each in shelf.loaded))
         with pytest.raises(DeadlineExceeded, match="no memory"):
-            await shelf.detect("fourth.pt", picture(), Deadline.after(0.01))
+            await shelf.detect(picture(), Deadline.after(0.01), "fourth.pt")
         assert len(await asyncio.gather(*slow)) == 2
         shelf._sizes["huge.pt"] = 2000.0
         with pytest.raises(InferenceOutOfMemory):
-            await shelf.detect("huge.pt", picture(), Deadline.after(_LONG))
+            await shelf.detect(picture(), Deadline.after(_LONG), "huge.pt")
+        with pytest.raises(DetectorUnknown, match=r"first\.pt"):
+            await shelf.detect(picture(), Deadline.after(_LONG), "sixth.pt")
     finally:
         await shelf.stop()
 

@@ -27,10 +27,14 @@ class FunctionImages:
 
 
 class FunctionDetector:
+    """`model` is the one last asked for."""
+
     def __init__(self, answer: Detections | Exception) -> None:
         self.answer = answer
+        self.model = ""
 
-    async def detect(self, image: bytes, deadline: Deadline) -> Detections:
+    async def detect(self, image: bytes, deadline: Deadline, model: str = "") -> Detections:
+        self.model = model
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer

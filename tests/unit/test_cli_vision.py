@@ -12,7 +12,7 @@ from fakes.ollama_server import FakeOllama
 from aiworker.cli.relief import unload_ollama
 from aiworker.cli.vision import reloading_on_hangup
 from aiworker.domain.errors import InferenceUnavailable
-from aiworker.inference.pool import InferencePool
+from aiworker.inference.shelf import ModelShelf
 from aiworker.settings import load_settings
 
 
@@ -22,7 +22,7 @@ class _Pool:
         self.go_on = asyncio.Event()
         self._error = error
 
-    async def reload(self, weights: str) -> None:
+    async def reload(self, model: str, weights: str) -> None:
         self.asked.put_nowait(weights)
         await self.go_on.wait()
         if self._error is not None:
@@ -38,7 +38,7 @@ def weights(tmp_path: Path) -> Path:
 
 async def test_a_hangup_takes_up_the_weights_that_are_there_now_and_only_once_at_a_time(weights: Path) -> None:
     pool = _Pool()
-    with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(InferencePool, pool)):
+    with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(ModelShelf, pool)):
         os.kill(os.getpid(), signal.SIGHUP)
         assert await pool.asked.get() == str(weights)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -57,7 +57,7 @@ async def test_weights_that_cannot_be_taken_up_stop_nothing(weights: Path, error
     pool.go_on.set()
     if error is None:
         weights.unlink()
-    with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(InferencePool, pool)):
+    with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(ModelShelf, pool)):
         os.kill(os.getpid(), signal.SIGHUP)
         while not (tasks := asyncio.all_tasks() - {asyncio.current_task()}):
             await asyncio.sleep(0)
@@ -66,7 +66,7 @@ async def test_weights_that_cannot_be_taken_up_stop_nothing(weights: Path, error
 
 async def test_afterwards_the_signal_is_not_ours(weights: Path) -> None:
     before = signal.getsignal(signal.SIGHUP)
-    with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(InferencePool, _Pool())):
+    with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(ModelShelf, _Pool())):
         pass
     assert signal.getsignal(signal.SIGHUP) == before
 
