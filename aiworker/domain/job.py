@@ -73,8 +73,8 @@ class Lease(NamedTuple):
 class ClaimedJob(NamedTuple):
     """One attempt. `attempt` counts from 1; `deadline_in_s` may be negative for a job that is already late.
 
-    `apart` says that this attempt is the last one and that the one before it ended with a worker that fell silent:
-    nothing else is taken beside it.
+    `apart` marks a suspect: a worker fell silent over it before, or over the identical job that it waited for. Nothing
+    else is taken beside it, and if this worker falls silent too it has failed.
     """
 
     lease: Lease

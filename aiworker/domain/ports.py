@@ -34,8 +34,11 @@ class JobIntake(Protocol):
 class JobSource(Protocol):
     """The scheduler's side of the queue. Every method raises DatabaseUnavailable when the database does not answer."""
 
-    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Collection[str]) -> list[ClaimedJob]:
-        """Most urgent first; the attempt is counted here."""
+    async def claim(
+        self, worker_id: str, limit: int, lease_s: float, types: Collection[str], suspects: bool = True
+    ) -> list[ClaimedJob]:
+        """One suspect (`apart`) where there is one and `suspects` lets it, else the most urgent of the others. The
+        attempt is counted here."""
         ...
 
     async def renew(self, leases: Sequence[Lease], lease_s: float) -> Renewal: ...

@@ -33,7 +33,7 @@ _CANCEL = "select * from public.cancel_analysis($1, $2)"
 _DEPTH = "select * from public.analysis_queue_depth()"
 CLAIM = """
 select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s, apart, looked_at_s
-  from public.claim_analyses($1, $2, $3, $4, $5, $6)"""
+  from public.claim_analyses($1, $2, $3, $4, $5, $6, $7)"""
 _RENEW = "select * from public.renew_leases($1, $2, $3)"
 _REPORT = "select public.report_progress($1, $2, $3, $4)"
 FINALISE = "select public.finalise_analyses($1, $2, $3, $4, $5, $6, $7, $8) as lost"
@@ -138,15 +138,18 @@ class PostgresQueue:
     async def depth(self) -> QueueDepth:
         return queue_depth(await self._database.fetch(_DEPTH))
 
-    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Collection[str]) -> list[ClaimedJob]:
-        """At most `limit` due jobs, most urgent first. One token fences all of them, since no job is in it twice."""
+    async def claim(
+        self, worker_id: str, limit: int, lease_s: float, types: Collection[str], suspects: bool = True
+    ) -> list[ClaimedJob]:
+        """At most `limit` due jobs, most urgent first, or one suspect. One token fences all of them, since no job is in
+        it twice."""
         if limit <= 0 or not types:
             return []
         await self._tell()
         token, began = uuid4(), time.monotonic()
         since = self._looks.since(began)
         lease = timedelta(seconds=lease_s)
-        rows = await self._database.fetch(CLAIM, worker_id, limit, lease, list(types), token, since)
+        rows = await self._database.fetch(CLAIM, worker_id, limit, lease, list(types), token, since, suspects)
         jobs = claimed_jobs(rows, token)
         emptied_at_s = rows[0]["looked_at_s"] if rows and len(jobs) < limit else None
         self._looks.looked(since, began, time.monotonic(), emptied_at_s)

@@ -13,6 +13,7 @@ from aiworker.domain.ports import JobSource
 from aiworker.scheduler.executor import JobExecutor
 from aiworker.scheduler.outcomes import OutcomeWriter, ProgressWriter
 from aiworker.scheduler.running import RunningJob, RunningJobs, StopReason
+from aiworker.scheduler.turns import Turns
 from aiworker.telemetry.logs import current_job, get_logger
 from aiworker.telemetry.metrics import Metrics
 
@@ -58,6 +59,7 @@ class Dispatcher:
         self._types = frozenset(types)
         self._closing = False
         self._suspect_waits = False
+        self._turns = Turns.starting(time.monotonic())
         self.wake = running.stirred
         metrics.active_jobs.set_function(lambda: running.working)
 
@@ -94,20 +96,26 @@ class Dispatcher:
         return [running.task for running in self._running.by_id.values() if running.task and not running.task.done()]
 
     async def _claim_some(self) -> bool:
-        """True when a full batch came back, so that more may be waiting."""
+        """True when more may be waiting: a full batch came back, or it is a suspect's turn now."""
         wanted = min(self._slots - self._running.working, _LARGEST_CLAIM)
         if wanted <= 0 or self._running.unwritten > self._slots or self._must_be_alone():
             return False
+        suspects = self._turns.of_suspects(time.monotonic())
         try:
-            jobs = await self._source.claim(self._worker_id, wanted, self._lease_s, self._types)
+            jobs = await self._source.claim(self._worker_id, wanted, self._lease_s, self._types, suspects)
         except (QueueError, InputRejected) as error:
             self._metrics.database_up.set(0)
             _log.warning("cannot claim", exc_info=error)
             await asyncio.sleep(_DATABASE_RETRY_S)
             return True
         self._metrics.database_up.set(1)
+        now = time.monotonic()
+        self._turns.claimed(now, suspect=any(job.apart for job in jobs))
         for job in jobs:
             self._start(job)
+        if not jobs and not suspects:
+            self._turns.nobody_else_waits(now)
+            return True
         return len(jobs) == wanted
 
     def _must_be_alone(self) -> bool:
@@ -139,6 +147,8 @@ class Dispatcher:
         except asyncio.CancelledError:
             outcome = self._outcome_of_stop(running)
         self._progress.forget(running)
+        if job.apart:
+            self._turns.over(time.monotonic())
         self._running.worked()
         if outcome is not None:
             self._outcomes.submit(running, outcome)

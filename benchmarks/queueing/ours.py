@@ -142,7 +142,7 @@ async def bare(url: str, jobs: int, batch: int) -> dict[str, float]:
         async with Metering(connection, jobs) as metering:
             while True:
                 token = uuid4()
-                rows = await claim.fetch("bare", batch, timedelta(seconds=LEASE_S), [KIND], token, None)
+                rows = await claim.fetch("bare", batch, timedelta(seconds=LEASE_S), [KIND], token, None, True)
                 claimed = claimed_jobs(rows, token)
                 if not claimed:
                     break

@@ -374,6 +374,45 @@ class TestRescue:
         assert (await bench.view(killer)).status is JobStatus.FAILED
         assert {(await bench.view(job_id)).status for job_id in others} == {JobStatus.COMPLETED}
 
+    async def test_suspects_and_others_take_turns_as_the_claim_says(self, bench: Bench) -> None:
+        suspect = await bench.add(max_attempts=2)
+        await bench.claim_one()
+        await bench.advance(LEASE_S + 1)
+        await bench.queue.rescue()
+        other = await bench.add()
+
+        assert [job.id for job in await bench.claim(suspects=False)] == [other]
+        assert await bench.claim(suspects=False) == []
+        await bench.add()
+        assert [job.id for job in await bench.claim()] == [suspect]
+
+    async def test_who_waited_for_a_job_that_kills_is_suspected_too(self, bench: Bench) -> None:
+        ids = [await bench.add(type=SHARED) for _ in range(5)]
+        for killer, alone in zip([ids[0], ids[0], *ids[:3]], [False, False, True, True, True], strict=True):
+            [job] = await bench.claim()
+            assert (job.id, job.apart) == (killer, alone)
+            await bench.advance(LEASE_S + 1)
+            assert await bench.queue.rescue() == 1
+
+        assert [(await bench.view(job_id)).status for job_id in ids[:3]] == [JobStatus.FAILED] * 3
+        assert [(await bench.view(job_id)).attempts for job_id in ids[:3]] == [3, 1, 1]
+        assert (await bench.view(ids[2])).error_code == "attempts_exhausted"
+        await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
+        assert [(await bench.view(job_id)).result for job_id in ids[3:]] == [{"kcal": 5}] * 2
+
+    async def test_a_suspect_that_ended_properly_is_none_any_more(self, bench: Bench) -> None:
+        await bench.add(type=SHARED, max_attempts=1)
+        heir = await bench.add(type=SHARED)
+        await bench.claim_one()
+        await bench.advance(LEASE_S + 1)
+        await bench.queue.rescue()
+        await bench.finish(await bench.claim_one(), Retry(0.0, "later", "provider_timeout"))
+
+        assert [(job.id, job.apart) for job in await bench.claim()] == [(heir, False)]
+        await bench.advance(LEASE_S + 1)
+        assert await bench.queue.rescue() == 1
+        assert (await bench.view(heir)).status is JobStatus.PENDING
+
     async def test_an_attempt_that_ended_properly_is_followed_by_an_ordinary_one(self, bench: Bench) -> None:
         await bench.add()
         await bench.claim_one()

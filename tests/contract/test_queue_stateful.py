@@ -113,16 +113,19 @@ class QueueMachine(RuleBasedStateMachine):
             max_attempts, self.now + delay_s, place, key, flies and leader is None, leader is not None
         )
 
-    @rule(worker=st.sampled_from("abc"), limit=st.integers(1, 6))
-    def claim(self, worker: str, limit: int) -> None:
+    @rule(worker=st.sampled_from("abc"), limit=st.integers(1, 6), suspects=st.sampled_from([True, True, False]))
+    def claim(self, worker: str, limit: int, suspects: bool = True) -> None:
         claimable = {
             job_id: job
             for job_id, job in self.model.items()
             if job.status is PENDING and not job.follows and job.run_after <= self.now
         }
-        if apart := {job_id: job for job_id, job in claimable.items() if job.apart}:
+        apart = {job_id: job for job_id, job in claimable.items() if job.apart and suspects}
+        if apart:
             claimable, limit = apart, 1
-        claimed = self.wait(self.bench.queue.claim(worker, limit, LEASE_S, NAMES))
+        else:
+            claimable = {job_id: job for job_id, job in claimable.items() if not job.apart}
+        claimed = self.wait(self.bench.queue.claim(worker, limit, LEASE_S, NAMES, suspects))
         taken = {job.id for job in claimed}
 
         assert len(claimed) == len(taken) == min(limit, len(claimable))
@@ -163,8 +166,8 @@ class QueueMachine(RuleBasedStateMachine):
         expired = [job for job in self.model.values() if job.status is PROCESSING and job.lease_ends < self.now]
         assert self.wait(self.bench.queue.rescue()) == len(expired)
         for job in expired:
-            if job.attempts >= job.max_attempts:
-                self._end(job, FAILED)
+            if job.attempts >= job.max_attempts or job.apart:
+                self._end(job, FAILED, silenced=True)
             else:
                 job.status, job.lease, job.run_after = PENDING, None, self.now
                 job.apart = job.attempts == job.max_attempts - 1
@@ -232,7 +235,9 @@ class QueueMachine(RuleBasedStateMachine):
         if self._open(job):
             self._end(job, CANCELLED)
 
-    def _end(self, job: Job, status: JobStatus, result: Any = None, *, shared: bool = False) -> None:
+    def _end(
+        self, job: Job, status: JobStatus, result: Any = None, *, shared: bool = False, silenced: bool = False
+    ) -> None:
         job.status, job.lease, job.result, job.follows = status, None, result, False
         if not job.leads:
             return
@@ -242,7 +247,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self._end(each, COMPLETED, result)
         elif followers:
             heir = min(followers, key=lambda each: each.place)
-            heir.follows, heir.leads = False, True
+            heir.follows, heir.leads, heir.apart = False, True, silenced
 
     def _open(self, job: Job) -> bool:
         return job.status in (PENDING, PROCESSING)

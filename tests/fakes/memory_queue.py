@@ -222,7 +222,9 @@ class MemoryQueue:
         self._paused.discard(job_type)
         self._hint("work")
 
-    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Collection[str]) -> list[ClaimedJob]:
+    async def claim(
+        self, worker_id: str, limit: int, lease_s: float, types: Collection[str], suspects: bool = True
+    ) -> list[ClaimedJob]:
         now = self._clock()
         wanted = set() if "*" in self._paused else set(types) - self._paused
         due = [
@@ -230,8 +232,9 @@ class MemoryQueue:
             for row in self._rows.values()
             if row.status is PENDING and row.run_after <= now and not row.follows and row.new.type in wanted
         ]
-        apart = [row for row in due if row.apart]
-        chosen = sorted(apart or due, key=lambda row: row.place)[: min(1, limit) if apart else max(0, limit)]
+        apart = [row for row in due if row.apart and suspects]
+        others = [row for row in due if not row.apart]
+        chosen = sorted(apart or others, key=lambda row: row.place)[: min(1, limit) if apart else max(0, limit)]
         token = uuid4()
         return [self._claimed(row, worker_id, now, lease_s, token) for row in chosen]
 
@@ -297,9 +300,9 @@ class MemoryQueue:
         now = self._clock()
         expired = [row for row in self._rows.values() if row.status is PROCESSING and row.lease_expires_at < now]
         for row in expired:
-            if row.attempts >= row.max_attempts:
+            if row.attempts >= row.max_attempts or row.apart:
                 code = "attempts_exhausted"
-                self._end(row, JobStatus.FAILED, error=sentence(code), error_code=code)
+                self._end(row, JobStatus.FAILED, error=sentence(code), error_code=code, silenced=True)
             else:
                 self._put_back(row)
                 row.apart = row.attempts == row.max_attempts - 1
@@ -331,22 +334,23 @@ class MemoryQueue:
         shared: JsonObject | None = None,
         error: str | None = None,
         error_code: str | None = None,
+        silenced: bool = False,
     ) -> None:
         row.status, row.result, row.error, row.error_code = status, result, error, error_code
         row.token, row.stage, row.follows = None, None, False
         row.progress = 100 if status is JobStatus.COMPLETED else row.progress
         row.completed_at = row.updated_at = self._clock()
         if row.leads:
-            self._pass_on(row, shared)
+            self._pass_on(row, shared, silenced)
 
-    def _pass_on(self, leader: _Row, shared: JsonObject | None) -> None:
+    def _pass_on(self, leader: _Row, shared: JsonObject | None, suspect: bool) -> None:
         followers = [row for row in self._rows.values() if row.follows and row.cache_key == leader.cache_key]
         if shared is not None:
             for row in followers:
                 self._end(row, JobStatus.COMPLETED, result=shared)
         elif followers:
             heir = min(followers, key=lambda row: row.place)
-            heir.follows, heir.leads = False, True
+            heir.follows, heir.leads, heir.apart = False, True, suspect
             self._hint("work")
 
     def _hint(self, hint: str) -> None:

@@ -65,8 +65,8 @@ class Bench:
         assert enqueued.status is JobStatus.PENDING
         return enqueued.job_id
 
-    async def claim(self, limit: int = 10, worker: str = "w1") -> list[ClaimedJob]:
-        return await self.queue.claim(worker, limit, LEASE_S, NAMES)
+    async def claim(self, limit: int = 10, worker: str = "w1", suspects: bool = True) -> list[ClaimedJob]:
+        return await self.queue.claim(worker, limit, LEASE_S, NAMES, suspects)
 
     async def claim_one(self) -> ClaimedJob:
         [job] = await self.claim()

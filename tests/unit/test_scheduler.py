@@ -39,9 +39,9 @@ class WatchedQueue(MemoryQueue):
         self._ended = asyncio.Condition()
         self.claimed_limits: list[int] = []
 
-    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Any) -> Any:
+    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Any, suspects: bool = True) -> Any:
         self.claimed_limits.append(limit)
-        return await super().claim(worker_id, limit, lease_s, types)
+        return await super().claim(worker_id, limit, lease_s, types, suspects)
 
     async def finalise(self, outcomes: Any) -> frozenset[UUID]:
         lost = await super().finalise(outcomes)
@@ -271,8 +271,8 @@ async def test_a_job_whose_lease_is_lost_is_dropped_unwritten() -> None:
 class BusyQueue(WatchedQueue):
     """A notification comes while its first claim, which finds nothing, is under way."""
 
-    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Any) -> Any:
-        claimed = await super().claim(worker_id, limit, lease_s, types)
+    async def claim(self, *args: Any) -> Any:
+        claimed = await super().claim(*args)
         if len(self.claimed_limits) == 1:
             await self.enqueue(job())
             for _ in range(20):
@@ -334,6 +334,26 @@ async def test_a_suspect_is_not_begun_beside_others() -> None:
         model.open.set()
         for job_id in (other, suspect, late):
             await queue.until(job_id, JobStatus.COMPLETED)
+
+
+async def test_a_worker_that_starts_does_not_begin_with_the_suspects() -> None:
+    now = [0.0]
+    queue = WatchedQueue(clock=lambda: now[0])
+    asked: list[str] = []
+
+    def answer(request: PromptRequest) -> str:
+        asked.append(request.prompt)
+        return "oi"
+
+    suspects = [await put(queue, replace(chat(), max_attempts=2)) for _ in range(3)]
+    await queue.claim("dead", 3, 1.0, ["unified_assistant"])
+    now[0] = 2.0
+    await queue.rescue()
+    others = [await put(queue, job(type="unified_assistant", input={"message": "outro"})) for _ in range(4)]
+    async with working(queue, tools(FunctionModel(answer))):
+        for job_id in (*others, *suspects):
+            await queue.until(job_id, JobStatus.COMPLETED)
+    assert ["outro" in prompt for prompt in asked] == [True] * 4 + [False] * 3
 
 
 def test_forgetting_an_old_attempt_keeps_the_new_one() -> None:
@@ -403,9 +423,9 @@ class FlakyQueue(WatchedQueue):
             self.failures[call] -= 1
             raise DatabaseUnavailable("gone")
 
-    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Any) -> Any:
+    async def claim(self, *args: Any) -> Any:
         self._maybe_fail("claim")
-        return await super().claim(worker_id, limit, lease_s, types)
+        return await super().claim(*args)
 
     async def finalise(self, outcomes: list[tuple[Lease, Outcome]]) -> frozenset[UUID]:
         self._maybe_fail("finalise")

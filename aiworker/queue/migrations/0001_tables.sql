@@ -120,8 +120,8 @@ comment on column public.analysis_jobs.place is
   ' unfinished jobs put it back';
 comment on column public.analysis_jobs.line is
   'the line that an unfinished job stands in: 1 to 10 that of its priority, 0 those that came back,'
-  ' -1 not due before run_after, -2 waiting for the result of an identical job, -3 for its last attempt after its worker'
-  ' fell silent, which it has to itself; null when it has ended';
+  ' -1 not due before run_after, -2 waiting for the result of an identical job, -3 suspected of silencing its worker: it'
+  ' runs alone, and if that worker falls silent too it has failed; null when it has ended';
 comment on column public.analysis_jobs.run_after is 'when it may first run, or run again';
 comment on column public.analysis_jobs.lease_token is 'proves the right to finish this attempt; new at every claim';
 comment on column public.analysis_jobs.leads is

@@ -246,8 +246,9 @@ end;
 $$;
 
 -- The job that led for a `p_cache_key` has ended: with a result that may be shared all that waited have it, else the
--- most urgent of them runs for the others. One that somebody else holds is left to `rescue_expired`: nobody waits here.
-create or replace function public.analysis_pass_on(p_cache_key text, p_result jsonb)
+-- most urgent of them runs for the others, as a suspect where the one before it silenced its workers. One that somebody
+-- else holds is left to `rescue_expired`: nobody waits here.
+create or replace function public.analysis_pass_on(p_cache_key text, p_result jsonb, p_suspect boolean default false)
 returns void
 language plpgsql
 set search_path = public, pg_temp
@@ -261,7 +262,7 @@ begin
        select w.ctid from analysis_jobs w where w.cache_key = p_cache_key and w.line = -2 for update skip locked));
     return;
   end if;
-  update analysis_jobs f set line = 0, leads = true
+  update analysis_jobs f set line = case when p_suspect then -3 else 0 end, leads = true
    where f.id = (select w.id from analysis_jobs w
                   where w.cache_key = p_cache_key and w.line = -2 order by w.place limit 1 for update skip locked);
   if found then

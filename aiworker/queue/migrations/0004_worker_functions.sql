@@ -23,8 +23,9 @@ end;
 $$;
 
 -- At most `p_limit` jobs of `p_types`, those with the earliest place first. The attempt is counted here: a job that
--- kills its process uses its attempts up too, and has the last of them apart: a claim takes such a job alone, and its worker
--- takes no other beside it. So whoever worked beside it in the first ones does not fail with it.
+-- kills its process uses its attempts up too, and has the last of them apart: a claim takes such a suspect alone, and its
+-- worker takes no other beside it. So whoever worked beside it in the first ones does not fail with it. Suspects come
+-- before all others, but for a claim whose `p_suspects` is false: then it is the others' turn.
 --
 -- `p_since_s` is a `looked_at_s` of a claim that took less than it might have (null: none yet), in seconds since 1970.
 -- What was enqueued after that has a place of at least that moment plus its priority, so the entries before it, all of
@@ -34,7 +35,7 @@ $$;
 -- nothing to take, a row without an id says when that was seen.
 create or replace function public.claim_analyses(
   p_worker_id text, p_limit integer, p_lease interval, p_types text[], p_token uuid default gen_random_uuid(),
-  p_since_s double precision default null
+  p_since_s double precision default null, p_suspects boolean default true
 ) returns table (
   id uuid, lease_token uuid, user_id uuid, type text, input jsonb, attempts smallint, max_attempts smallint,
   deadline_in_s double precision, waited_s double precision, apart boolean, looked_at_s double precision
@@ -69,7 +70,7 @@ begin
      select d.ctid from analysis_jobs d where d.line = -1 and d.run_after <= now()
       order by d.run_after limit 1000 for update skip locked));
   select j.ctid into v_apart from analysis_jobs j
-   where p_limit > 0 and j.line = -3 and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
+   where p_suspects and p_limit > 0 and j.line = -3 and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
    order by j.place limit 1 for update skip locked;
   if found then
     v_looked_at_s := null;
@@ -264,7 +265,7 @@ end;
 $$;
 
 -- Takes jobs whose lease ran out from silent workers: back into the line, or to their end when their attempts are used
--- up. Answers how many, at most `p_limit`. Anybody may call it at any time. Jobs that
+-- up, or when they were alone with that worker for being suspected of silencing one. Answers how many, at most `p_limit`. Anybody may call it at any time. Jobs that
 -- wait for one that is gone (its row was removed, or they were held when it ended) have its result, or one of them leads.
 create or replace function public.rescue_expired(p_error text default null, p_limit integer default 500)
 returns integer
@@ -280,7 +281,7 @@ begin
   for v_job in
     with expired as materialized (
       select j.id,
-             case when j.attempts >= j.max_attempts then 'failed' else 'pending' end as status
+             case when j.attempts >= j.max_attempts or j.line = -3 then 'failed' else 'pending' end as status
         from analysis_jobs j
        where j.line is not null and j.status = 'processing' and j.lease_expires_at < now()
        limit p_limit
@@ -307,7 +308,7 @@ begin
   loop
     v_rescued := v_rescued + 1;
     if v_job.leads and v_job.status <> 'pending' then
-      perform analysis_pass_on(v_job.cache_key, null);
+      perform analysis_pass_on(v_job.cache_key, null, true);
     end if;
   end loop;
   for v_key in
