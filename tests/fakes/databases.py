@@ -16,8 +16,10 @@ def cloned_database(server: str, template: str) -> Iterator[str]:
     """URL of a copy of `template`, dropped at the end."""
     name = f"test_{uuid.uuid4().hex}"
     asyncio.run(execute(server, f"CREATE DATABASE {name} TEMPLATE {template}"))
-    yield with_database(server, name)
-    asyncio.run(execute(server, f"DROP DATABASE {name} WITH (FORCE)"))
+    try:
+        yield with_database(server, name)
+    finally:
+        asyncio.run(execute(server, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 async def execute(url: str, statement: str) -> None:

@@ -182,9 +182,11 @@ def place(request: pytest.FixtureRequest, postgres_server: str, migrated_templat
             name: runner.run(asyncpg.connect(as_login(url, f"test_{name}")))
             for name in ("authenticator", "worker", "stranger")
         }
-        yield Place(runner, url, values, logins)
-        for connection in logins.values():
-            runner.run(connection.close())
+        try:
+            yield Place(runner, url, values, logins)
+        finally:
+            for connection in logins.values():
+                runner.run(connection.close())
 
 
 def as_login(url: str, login: str) -> str:

@@ -22,6 +22,7 @@ from aiworker.cli.embedded_postgres import EmbeddedPostgres
 from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable, InputRejected
 from aiworker.domain.job import JobStatus, NewJob
 from aiworker.domain.outcome import Completed
+from aiworker.queue.connect import Connector
 from aiworker.queue.listen import Listener
 from aiworker.queue.migrate import migrate
 from aiworker.queue.postgres import PostgresQueue
@@ -109,6 +110,30 @@ async def test_a_server_that_does_not_answer_costs_one_time_limit(database_url: 
         proxy.forget_and_speak()
 
         assert (await eventually(queue.depth)).pending == 1
+
+
+async def test_after_one_silence_no_connection_of_before_is_trusted(database_url: str) -> None:
+    async with SilentProxy(database_url) as proxy, PostgresQueue(proxy.url, RULES, timeout_s=2.0) as queue:
+        await queue.depth()
+        await asyncio.gather(*(queue.depth() for _ in range(4)))
+        proxy.go_silent()
+        with pytest.raises(DatabaseUnavailable):
+            await queue.depth()
+        proxy.forget_and_speak()
+
+        assert [depth.pending for depth in await asyncio.gather(*(queue.depth() for _ in range(4)))] == [0] * 4
+
+
+async def test_the_server_gives_up_by_itself_what_its_client_has_forgotten(database_url: str) -> None:
+    connect = Connector(database_url, timeout_s=1.0, application_name="aiworker", pooler="none")
+    async with asyncio.timeout(30):
+        connection = await connect()
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await connection.execute("select pg_sleep(3600)")
+        gone = asyncio.Event()
+        connection.add_termination_listener(lambda _: gone.set())
+        await connection.execute("begin")
+        await gone.wait()
 
 
 async def test_a_statement_that_waits_too_long_is_given_up(database_url: str, admin: Any) -> None:

@@ -151,6 +151,21 @@ async def test_a_follower_that_somebody_holds_has_its_result_later(queue: Postgr
     assert (await queue.status(held, None)).result == {"n": 1}
 
 
+async def test_who_waits_for_nobody_is_left_alone_while_somebody_asks_for_the_same(
+    queue: PostgresQueue, client: Any
+) -> None:
+    await queue.enqueue(new_job(type=SHARED))
+    orphan = (await queue.enqueue(new_job(type=SHARED))).job_id
+    await client.execute("delete from analysis_jobs where id <> $1", orphan)
+    async with client.transaction():
+        leader = await client.fetchval(ENQUEUE, SHARED, "{}", uuid4())
+        async with asyncio.timeout(10):
+            await queue.rescue()
+
+    await queue.rescue()
+    assert [job.id for job in await queue.claim("w", 5, LEASE_S, [SHARED])] == [leader]
+
+
 async def test_who_waited_for_a_job_that_was_removed_runs(queue: PostgresQueue, client: Any) -> None:
     leaver = uuid4()
     await queue.enqueue(new_job(type=SHARED, user_id=leaver))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 from fakes.memory_queue import MemoryQueue
 from fakes.ports import FunctionDetector, FunctionImages, FunctionModel, detections
+from fakes.virtual_time import run_virtually
 
 from aiworker.analyses.base import Tools
 from aiworker.domain.completion import Completion, PromptRequest
@@ -20,6 +22,7 @@ from aiworker.domain.errors import DatabaseUnavailable, InputRejected, MediaUnav
 from aiworker.domain.job import ClaimedJob, JobStatus, JobType, JobView, Lease, NewJob, Renewal
 from aiworker.domain.outcome import Completed, Interrupted, Outcome
 from aiworker.domain.retry import RetryPolicy
+from aiworker.scheduler.leases import LeaseKeeper
 from aiworker.scheduler.outcomes import OutcomeWriter
 from aiworker.scheduler.running import RunningJob, RunningJobs
 from aiworker.scheduler.worker import Worker, WorkerLimits
@@ -224,6 +227,25 @@ async def test_the_work_of_a_cancelled_job_is_aborted_and_is_no_lost_lease() -> 
     ended = {"type": "unified_assistant", "outcome": "cancelled"}
     assert metrics.registry.get_sample_value("aiworker_jobs_total", ended) == 1
     assert metrics.registry.get_sample_value("aiworker_leases_lost_total") == 0
+
+
+def test_a_cancel_that_nobody_tells_of_is_obeyed_within_a_second() -> None:
+    async def from_cancel_to_stop() -> float:
+        queue, running = MemoryQueue(), RunningJobs()
+        job_id = await put(queue, chat())
+        [claimed] = await queue.claim("w", 1, 60, ["unified_assistant"])
+        work = asyncio.create_task(asyncio.sleep(3600))
+        running.add(RunningJob(claimed, time.monotonic(), work))
+        keeper = LeaseKeeper(queue, running, Metrics(), lease_s=60, attempt_timeout_s=60)
+        keeping = asyncio.create_task(keeper.run())
+        await asyncio.sleep(0.1)
+        await queue.cancel(job_id, None)
+        cancelled_at = asyncio.get_running_loop().time()
+        await asyncio.wait([work])
+        keeping.cancel()
+        return asyncio.get_running_loop().time() - cancelled_at
+
+    assert run_virtually(from_cancel_to_stop()) <= 1
 
 
 async def test_stopping_lets_jobs_finish() -> None:

@@ -221,18 +221,26 @@ begin
 end;
 $$;
 
+-- What a client may see of a job.
+do $$
+begin
+  if to_regtype('public.analysis_status') is null then
+    create type public.analysis_status as (
+      id uuid, user_id uuid, type text, status text, priority integer, attempts integer, max_attempts integer,
+      created_at timestamptz, updated_at timestamptz, started_at timestamptz, completed_at timestamptz,
+      progress integer, stage text, result jsonb, error text, error_code text, processing_time_ms integer,
+      worker_id text
+    );
+  end if;
+end;
+$$;
+
 -- No row for an unknown job, nor for another user's. For the service, `p_user_id` null sees all.
 create or replace function public.get_analysis_status(p_job_id uuid, p_user_id uuid default null)
-returns table (
-  id uuid, user_id uuid, type text, status text, priority integer, attempts integer, max_attempts integer,
-  created_at timestamptz, updated_at timestamptz, started_at timestamptz, completed_at timestamptz,
-  progress integer, stage text, result jsonb, error text, error_code text, processing_time_ms integer,
-  worker_id text
-)
+returns setof public.analysis_status
 language plpgsql stable security definer
 set search_path = public, pg_temp
 as $$
-#variable_conflict use_column
 declare
   v_user uuid := analysis_user(p_user_id);
 begin
@@ -274,16 +282,10 @@ $$;
 -- The job ends here, whether it waits or runs: with its lease gone, nothing that its worker writes is taken any more, and
 -- the worker stops when it hears of it. Asking again changes nothing.
 create or replace function public.cancel_analysis(p_job_id uuid, p_user_id uuid default null)
-returns table (
-  id uuid, user_id uuid, type text, status text, priority integer, attempts integer, max_attempts integer,
-  created_at timestamptz, updated_at timestamptz, started_at timestamptz, completed_at timestamptz,
-  progress integer, stage text, result jsonb, error text, error_code text, processing_time_ms integer,
-  worker_id text
-)
+returns setof public.analysis_status
 language plpgsql security definer
 set search_path = public, pg_temp
 as $$
-#variable_conflict use_column
 declare
   v_user uuid := analysis_user(p_user_id);
   v_job record;
