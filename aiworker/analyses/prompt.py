@@ -5,14 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pydantic import BaseModel
 
 from aiworker.domain.completion import Turn
 
-# Characters that a person does not see and a model reads: controls, direction marks, Unicode's tag letters.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\u202a-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f]")
+# What a person does not see and a model reads, by kind: controls, direction marks, soft hyphens, tag letters.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs"})
+# Those that Unicode counts as letters and marks: fillers, variation selectors.
+_IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
+# A joiner is seen where it makes one emoji of two.
+_EMOJI = "[\u2190-\u2bff\U0001f000-\U0001faff]"
+_JOINS_NOTHING = re.compile(f"(?<!{_EMOJI})\u200d|\u200d(?!{_EMOJI})")
+_BRACKETS = str.maketrans("<>", "‹›")
 # Models' own marks for a change of speaker ("<|im_start|>", "</s>", "[INST]") are special tokens to some servers even
 # inside a message. Without their brackets they are letters.
 _INST = re.compile(r"\[(/?\w{1,20})\]")
@@ -41,8 +49,18 @@ def as_data(text: str, tag: str) -> str:
 
 def harmless(text: str) -> str:
     """`text` without unseen characters, and with marks that only look like those of tags and of speakers."""
-    seen = _UNSEEN.sub("", text).replace("<", "‹").replace(">", "›")
-    return _INST.sub(r"(\1)", seen)
+    return _INST.sub(r"(\1)", _JOINS_NOTHING.sub("", "".join(map(_seen, text))))
+
+
+@lru_cache(maxsize=4096)
+def _seen(letter: str) -> str:
+    if letter in "\n\t\u200d":
+        return letter
+    if unicodedata.category(letter) in _UNSEEN or _IGNORABLE.match(letter):
+        return ""
+    # A server that normalises texts makes true brackets of wide and small ones.
+    plain = unicodedata.normalize("NFKC", letter)
+    return plain.translate(_BRACKETS) if any(bracket in plain for bracket in "<>[]") else letter
 
 
 def past_turn(role: str, text: str, tag: str) -> Turn:

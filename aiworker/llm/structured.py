@@ -44,9 +44,13 @@ _SCHEMA_LISTS = frozenset({"anyOf", "prefixItems"})
 _SCHEMAS = frozenset({"items", "additionalProperties"})
 _RENAMED = {"oneOf": "anyOf", "exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 
-_THINKING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+# As DeepSeek, Qwen, EXAONE, Seed, Claude (<think> and its kin), Magistral ([THINK]), Kimi (◁think▷) and Cohere mark it.
+_THOUGHT = r"(?:\w+:)?(?:ant)?(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad)"
+_OPENS = rf"(?:<{_THOUGHT}>|(?-i:\[THINK\])|◁think▷|<\|(?:begin_of|start)_(?:thought|thinking)\|>)"
+_CLOSES = rf"(?:</{_THOUGHT}>|(?-i:\[/THINK\])|◁/think▷|<\|end_(?:of_)?(?:thought|thinking)\|>)"
+_THINKING = re.compile(rf"{_OPENS}.*?(?:{_CLOSES}|\Z)", re.DOTALL | re.IGNORECASE)
 # Where the model's template opens the thinking itself, only its end is in the answer.
-_THINKING_ENDS = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL)
+_THINKING_ENDS = re.compile(rf"\A.*{_CLOSES}", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 _SHOWN_ANSWER = 4000
 _SHOWN_PROBLEMS = 10
@@ -126,28 +130,52 @@ def answer_text(text: str) -> str:
     return _THINKING_ENDS.sub("", _THINKING.sub("", text)).strip()
 
 
-def json_text(text: str) -> str:
-    """The JSON in a model's answer: thinking, code fences and words around it are left out."""
-    text = answer_text(text)
-    if text.startswith("["):
-        return text
-    fenced = None if text.startswith("{") else _FENCE.search(text)
-    if fenced:
-        return fenced.group(1).strip()
-    start, end = text.find("{"), text.rfind("}")
-    return text[start : end + 1] if 0 <= start < end else text
-
-
 def parse_answer(model: type[BaseModel], text: str) -> BaseModel:
-    """The answer as a value of `model`. Raises AnswerMistake; NaN and infinity are not JSON and are refused."""
-    raw = json_text(text)
+    """The answer as a value of `model`; thinking, code fences and words around it are left out.
+
+    Raises AnswerMistake, also where two answers are given. NaN and infinity are not JSON and are refused.
+    """
+    values: list[BaseModel] = []
+    problems: tuple[str, ...] = ()
+    for raw in _json_texts(text):
+        try:
+            value = model.model_validate_json(raw)
+        except ValidationError as error:
+            problems = problems or _lines(error, "answer")
+        else:
+            if value not in values:
+                values.append(value)
+    if len(values) > 1:
+        raise AnswerMistake((f"there are {len(values)} answers, and one was asked for",))
+    if not values:
+        raise AnswerMistake(problems or ("the answer is not valid JSON",))
+    return values[0]
+
+
+def _json_texts(text: str) -> list[str]:
+    """What may be meant as the answer, all of it valid JSON: the whole, else what is fenced, else what is in braces."""
+    bare = answer_text(text)
+    for whole in (text, bare):
+        # What looks like thinking or fences may be part of a string.
+        if _is_json(whole):
+            return [whole]
+    if not bare.startswith(("{", "[")):
+        fenced = [block for block in _FENCE.findall(bare) if _is_json(block)]
+        if fenced:
+            return fenced
+    start, end = bare.find("{"), bare.rfind("}")
+    in_braces = bare[start : end + 1]
+    # The first of a list that was cut off is not the answer.
+    alone = start >= 0 and not bare.startswith("[") and not bare[:start].rstrip().endswith("[")
+    return [in_braces] if alone and _is_json(in_braces) else []
+
+
+def _is_json(text: str) -> bool:
     try:
-        orjson.loads(raw)
-        return model.model_validate_json(raw)
+        orjson.loads(text)
     except orjson.JSONDecodeError:
-        raise AnswerMistake(("the answer is not valid JSON",)) from None
-    except ValidationError as error:
-        raise AnswerMistake(_lines(error, "answer")) from None
+        return False
+    return True
 
 
 def parse_calls(tools: tuple[Tool, ...], calls: tuple[RawCall, ...]) -> tuple[ToolCall, ...]:

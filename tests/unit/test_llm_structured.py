@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import pkgutil
@@ -21,7 +22,6 @@ from aiworker.llm.structured import (
     RawCall,
     Said,
     answer_text,
-    json_text,
     parse_answer,
     parse_calls,
     repair_request,
@@ -170,6 +170,17 @@ class Answer(BaseModel):
         'Aqui está: {"n": 1}. Bom apetite!',
         '{"n": 1}\n\nBom apetite!',
         'O usuário quer n. {"n": 9}\n</think>\n\n{"n": 1}',
+        '[THINK]{"n": 9}[/THINK]{"n": 1}',
+        '◁think▷{"n": 9}◁/think▷{"n": 1}',
+        '<thought>{"n": 9}</thought>{"n": 1}',
+        '<THINKING>{"n": 9}</THINKING>{"n": 1}',
+        '<reasoning>{"n": 9}</reasoning>{"n": 1}',
+        '<seed:think>{"n": 9}</seed:think>{"n": 1}',
+        '<|START_THINKING|>{"n": 9}<|END_THINKING|>{"n": 1}',
+        '<|begin_of_thought|>{"n": 9}<|end_of_thought|>{"n": 1}',
+        'Primeiro:\n```json\n{"n": 99}\n```\nNão, n é no máximo 10:\n```json\n{"n": 1}\n```',
+        'O esquema:\n```\n{n}\n```\nA resposta:\n```json\n{"n": 1}\n```',
+        '```json\n{"n": 1}\n```\nOu seja:\n```json\n{"n": 1.0}\n```',
     ],
 )
 def test_json_is_found_in_what_models_say(text: str) -> None:
@@ -178,7 +189,20 @@ def test_json_is_found_in_what_models_say(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "não sei", '{"n": 1', '<think>{"n": 1}', '{"n": NaN}', '{"n": 1} {"n": 2}', "[]", "null", '{"n": Infinity}'],
+    [
+        "",
+        "não sei",
+        '{"n": 1',
+        '<think>{"n": 1}',
+        '<reasoning>{"n": 1}',
+        '{"n": NaN}',
+        '{"n": 1} {"n": 2}',
+        "[]",
+        "null",
+        '{"n": Infinity}',
+        '```json\n{"n": 1}\n```\nou\n```json\n{"n": 2}\n```',
+        'Aqui: [{"n": 1}, {"n": ',
+    ],
 )
 def test_what_is_not_the_answer_is_a_mistake(text: str) -> None:
     with pytest.raises(AnswerMistake) as caught:
@@ -199,10 +223,24 @@ def test_thinking_never_hides_or_becomes_the_answer(thought: str, n: float) -> N
     assert parse_answer(Answer, text) == Answer(n=n)
 
 
+class Note(BaseModel):
+    note: str
+
+
+@pytest.mark.parametrize(
+    "note", ["</think>", "<think>hm</think>", "[/THINK] x", '```json\n{"note": "b"}\n```', 'chaves: {"note": "b"}']
+)
+def test_what_is_json_as_a_whole_is_taken_as_it_is(note: str) -> None:
+    whole = json.dumps({"note": note})
+    assert parse_answer(Note, whole) == Note(note=note)
+    assert parse_answer(Note, f" {whole}\n") == Note(note=note)
+
+
 @given(st.text())
 @settings(deadline=None)
-def test_extraction_never_fails_and_is_stable(text: str) -> None:
-    assert json_text(json_text(text)) == json_text(json_text(json_text(text)))
+def test_whatever_is_said_is_an_answer_or_a_mistake(text: str) -> None:
+    with contextlib.suppress(AnswerMistake):
+        parse_answer(Answer, text)
     assert "<think>" not in answer_text(text)
 
 
