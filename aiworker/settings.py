@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     gemini_usd_per_day: float | None = Field(
         None, gt=0, description="list price at which Gemini is left alone until midnight in California"
     )
+    gemini_usd_per_job: float | None = Field(
+        None, gt=0, description="list price after which one attempt of a job asks Gemini no more"
+    )
     gemini_price: Annotated[tuple[float, float] | None, NoDecode] = Field(
         None, description="dollars per million tokens of prompt and of answer (0.3,2.5); unset, the list price"
     )

@@ -60,7 +60,8 @@ class AnalysisResult(BaseModel):
     """The part that all results share; the rest has the shape that the old function's callers read.
 
     `degraded` is true when a part was answered by rule; `degraded_code` is stable, `degraded_reason` is for people, and
-    `providers_skipped` says for each provider that did not answer why not.
+    `providers_skipped` says for each provider that did not answer why not. `cost_usd` is of all that models were asked,
+    also in vain.
     """
 
     success: bool = True
@@ -69,6 +70,7 @@ class AnalysisResult(BaseModel):
     degraded_reason: str | None = None
     provider: ProviderNote | None = None
     providers_skipped: dict[str, str] = Field(default_factory=dict)
+    cost_usd: float = 0.0
     stages_ms: dict[str, float] = Field(default_factory=dict)
 
 
@@ -135,12 +137,17 @@ class Analysis:
 def provenance(answer: Completion | None, error: ProviderError | None = None) -> dict[str, Any]:
     """The shared fields of a result that `answer` gave, or that had to do without a model because of `error`."""
     if answer is not None:
-        return {"provider": ProviderNote.of(answer), "providers_skipped": answer.skipped}
+        return {
+            "provider": ProviderNote.of(answer),
+            "providers_skipped": answer.skipped,
+            "cost_usd": answer.cost_usd,
+        }
     if error is None:
         return {}
     return {
         "degraded": True,
         "degraded_code": error.code,
         "degraded_reason": sentence(error.code),
+        "cost_usd": error.cost_usd,
         "providers_skipped": error.reasons if isinstance(error, NoProvider) else {error.provider: error.code},
     }

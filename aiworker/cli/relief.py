@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import httpx
 import ollama
 
@@ -11,7 +13,7 @@ _log = get_logger(__name__)
 _TIMEOUT_S = 10.0
 
 
-async def unload_ollama(url: str) -> None:
+async def unload_ollama(url: str, on_unloaded: Callable[[], None]) -> None:
     """Asks Ollama to put away each model it holds, once that has finished what it is at. Not heard: nothing happens.
 
     It loads them again by itself when it is asked the next time.
@@ -24,4 +26,5 @@ async def unload_ollama(url: str) -> None:
     except (ollama.ResponseError, ConnectionError, httpx.HTTPError, ValueError, TypeError, AttributeError) as error:
         _log.warning("ollama not unloaded", reason=type(error).__name__)
     else:
+        on_unloaded()
         _log.warning("ollama unloaded for want of memory", models=names)

@@ -28,7 +28,7 @@ from aiworker.telemetry.metrics import Metrics
 _log = get_logger(__name__)
 
 
-async def vision_of(settings: Settings, metrics: Metrics) -> ModelShelf:
+async def vision_of(settings: Settings, metrics: Metrics, on_ollama_unloaded: Callable[[], None]) -> ModelShelf:
     """Not started yet. Raises WeightsUnavailable, ConfigurationError."""
     weights = await _weights_of(settings, settings.yolo_model)
     for model in settings.yolo_more_models.values():
@@ -43,7 +43,7 @@ async def vision_of(settings: Settings, metrics: Metrics) -> ModelShelf:
         care=CareRules(budget_mb=plan.placement.budget_mb),
         canary=sample_picture(),
         times=settings.models_dir / "service-times.json",
-        relief=_relief(settings),
+        relief=_relief(settings, on_ollama_unloaded),
     )
     main = InferencePool(plan.specs, rules, metrics)
     if not settings.yolo_more_models:
@@ -70,9 +70,9 @@ async def _weights_of(settings: Settings, model: str) -> Path:
     return await asyncio.to_thread(resolve_weights, model, settings.models_dir)
 
 
-def _relief(settings: Settings) -> Callable[[], Coroutine[Any, Any, None]] | None:
+def _relief(settings: Settings, on_unloaded: Callable[[], None]) -> Callable[[], Coroutine[Any, Any, None]] | None:
     url = settings.ollama_url
-    return functools.partial(unload_ollama, url) if url and ollama_is_here(url) else None
+    return functools.partial(unload_ollama, url, on_unloaded) if url and ollama_is_here(url) else None
 
 
 @contextmanager

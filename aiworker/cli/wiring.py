@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from aiworker.analyses.base import Tools
 from aiworker.analyses.registry import ANALYSES
 from aiworker.cli.health import gateway_ops
 from aiworker.cli.keys import Keys
+from aiworker.cli.spending import keeping_spend
 from aiworker.cli.vision import vision_of
 from aiworker.domain.errors import ConfigurationError
 from aiworker.gateway.app import Gateway, build_gateway
@@ -79,14 +81,15 @@ async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         queue = await stack.enter_async_context(_queue(settings, "worker"))
-        vision = await vision_of(settings, metrics)
-        await vision.start()
-        stack.push_async_callback(vision.stop)
         traces = traces_of(settings)
         stack.push_async_callback(asyncio.to_thread, traces.stop)
         router = ModelRouter(_providers(settings, traces), _lane_rules(settings), metrics)
-        images = HttpImageSource(_media_limits(settings))
         stack.push_async_callback(router.close)
+        await stack.enter_async_context(keeping_spend(router, queue))
+        vision = await vision_of(settings, metrics, on_ollama_unloaded=partial(router.model_gone, "ollama"))
+        await vision.start()
+        stack.push_async_callback(vision.stop)
+        images = HttpImageSource(_media_limits(settings))
         stack.push_async_callback(images.close)
         listener = Listener(database_url(settings), pooler=settings.database_pooler)
         model = LocalOnlyRule(router, local_only_types(settings))
@@ -156,11 +159,13 @@ def traces_of(settings: Settings) -> Traces:
 
 
 def gemini_price(settings: Settings) -> Price | None:
-    """Raises ConfigurationError for a day's budget that could not be kept, since nobody knows what a call costs."""
+    """Raises ConfigurationError for a budget that could not be kept, since nobody knows what a call costs."""
     price = Price(*settings.gemini_price) if settings.gemini_price else price_of(settings.gemini_model)
-    if price is None and settings.gemini_usd_per_day is not None:
+    limits = {"GEMINI_USD_PER_DAY": settings.gemini_usd_per_day, "GEMINI_USD_PER_JOB": settings.gemini_usd_per_job}
+    wanted = [name for name, limit in limits.items() if limit is not None]
+    if price is None and wanted:
         raise ConfigurationError(
-            f"GEMINI_USD_PER_DAY needs the price of {settings.gemini_model}, which we do not know: set GEMINI_PRICE"
+            f"{wanted[0]} needs the price of {settings.gemini_model}, which we do not know: set GEMINI_PRICE"
         )
     return price
 
@@ -183,6 +188,7 @@ def _lane_rules(settings: Settings) -> dict[str, LaneRules]:
         requests_per_minute=settings.gemini_rpm,
         tokens_per_minute=settings.gemini_tpm,
         usd_per_day=settings.gemini_usd_per_day,
+        usd_per_job=settings.gemini_usd_per_job,
     )
     return {"ollama": ollama, "gemini": gemini}
 

@@ -106,7 +106,7 @@ class MediaUnavailable(WorkerError):
 
 
 class ProviderError(WorkerError):
-    """`provider` is "ollama" or "gemini". `cost_usd` is what the calls that ended so have cost all the same."""
+    """`provider` is "ollama" or "gemini". `cost_usd` is what has been paid until nobody was left to ask."""
 
     code = "provider_error"
     retryable = True

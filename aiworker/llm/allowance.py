@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 # Google's quotas per day come back at midnight there.
@@ -34,20 +35,49 @@ class TokenBucket:
         return self.capacity if math.isinf(passed) else min(self.capacity, self._level + passed * self.per_s)
 
 
+class Spend(NamedTuple):
+    """Dollars that `provider` cost on one of its days."""
+
+    provider: str
+    day: date
+    usd: float
+
+
 class DayBudget:
-    """Dollars of one quota day. `limit_usd` None is no limit. Counted by this process since it started."""
+    """Dollars of one quota day. `limit_usd` None is no limit.
+
+    What this process spends is `unsaved` until `saved` says what that day has cost in all, others' spend and that of
+    before a restart included.
+    """
 
     def __init__(self, limit_usd: float | None) -> None:
         self.limit_usd = limit_usd
-        self._day = ""
-        self._spent_usd = 0.0
+        self._day = date.min
+        self._saved_usd = 0.0
+        self._unsaved_usd = 0.0
 
     def spent_usd(self, wall_s: float) -> float:
-        return self._spent_usd if quota_day(wall_s) == self._day else 0.0
+        return self._saved_usd + self._unsaved_usd if quota_day(wall_s) == self._day else 0.0
 
     def spend(self, wall_s: float, usd: float) -> None:
-        self._spent_usd = self.spent_usd(wall_s) + usd
-        self._day = quota_day(wall_s)
+        self._turn_page(wall_s)
+        self._unsaved_usd += usd
+
+    def unsaved(self, wall_s: float) -> tuple[date, float]:
+        """The day, and dollars that only this process knows of."""
+        self._turn_page(wall_s)
+        return self._day, self._unsaved_usd
+
+    def saved(self, day: date, usd: float, total_usd: float) -> None:
+        """`usd` of what was unsaved is part of `total_usd` now, the day's sum."""
+        if day == self._day:
+            self._unsaved_usd = max(0.0, self._unsaved_usd - usd)
+            self._saved_usd = total_usd
+
+    def _turn_page(self, wall_s: float) -> None:
+        today = quota_day(wall_s)
+        if today != self._day:
+            self._day, self._saved_usd, self._unsaved_usd = today, 0.0, 0.0
 
     def closed_for_s(self, wall_s: float) -> float:
         """0 while there is money; else the seconds until the next day."""
@@ -63,6 +93,6 @@ def seconds_to_reset(wall_s: float) -> float:
     return midnight.timestamp() - wall_s
 
 
-def quota_day(wall_s: float) -> str:
+def quota_day(wall_s: float) -> date:
     """The date in California, which is the day that quotas and budgets are counted by."""
-    return datetime.fromtimestamp(wall_s, _QUOTA_DAY).date().isoformat()
+    return datetime.fromtimestamp(wall_s, _QUOTA_DAY).date()

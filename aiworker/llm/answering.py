@@ -9,7 +9,7 @@ from typing import Any
 
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
-from aiworker.domain.errors import AnswerEmpty, AnswerInvalid, AnswerLeaks, AnswerTruncated, ProviderError
+from aiworker.domain.errors import AnswerEmpty, AnswerInvalid, AnswerLeaks, AnswerTruncated
 from aiworker.llm.leaks import quotes
 from aiworker.llm.structured import AnswerMistake, Said, answer_text, parse_answer, parse_calls, repair_request
 
@@ -35,20 +35,11 @@ async def ask_checked(ask: Ask, request: PromptRequest, deadline: Deadline) -> C
     except AnswerMistake as mistake:
         if deadline.remaining() < time.monotonic() - started:
             raise _given_up(mistake, first.completion, "no time is left to repair the answer") from None
-        again = await _ask_again(ask, repair_request(request, first, mistake), deadline, first.completion)
+        again = await ask(repair_request(request, first, mistake), deadline)
     try:
-        return _checked(request, again)
+        return _checked(request, again._replace(completion=_sum(first.completion, again.completion)))
     except AnswerMistake as mistake:
         raise _given_up(mistake, again.completion, "the repaired answer does not fit either") from None
-
-
-async def _ask_again(ask: Ask, request: PromptRequest, deadline: Deadline, first: Completion) -> Said:
-    try:
-        again = await ask(request, deadline)
-    except ProviderError as error:
-        error.cost_usd += first.cost_usd
-        raise
-    return again._replace(completion=_sum(first, again.completion))
 
 
 def _checked(request: PromptRequest, said: Said) -> Completion:
@@ -63,14 +54,13 @@ def _checked(request: PromptRequest, said: Said) -> Completion:
         return dataclasses.replace(completion, text=text, tool_calls=calls, finish="tool")
     if request.answer is None:
         if not text:
-            raise _paid(AnswerEmpty("the answer is empty", provider=completion.provider), completion)
+            raise AnswerEmpty("the answer is empty", provider=completion.provider)
         return dataclasses.replace(completion, text=text)
     try:
         value = parse_answer(request.answer, completion.text)
     except AnswerMistake:
         if completion.finish == "length":
-            cut = AnswerTruncated("the token limit cut the JSON", provider=completion.provider)
-            raise _paid(cut, completion) from None
+            raise AnswerTruncated("the token limit cut the JSON", provider=completion.provider) from None
         raise
     if quotes(request.system, " ".join(_texts(value.model_dump(mode="json")))):
         raise _Leak
@@ -91,12 +81,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _given_up(mistake: AnswerMistake, completion: Completion, note: str) -> AnswerInvalid:
     kind = AnswerLeaks if isinstance(mistake, _Leak) else AnswerInvalid
-    return _paid(kind(note, provider=completion.provider, problems=len(mistake.problems)), completion)
-
-
-def _paid(error: AnswerInvalid, completion: Completion) -> AnswerInvalid:
-    error.cost_usd = completion.cost_usd
-    return error
+    return kind(note, provider=completion.provider, problems=len(mistake.problems))
 
 
 def _sum(first: Completion, again: Completion) -> Completion:

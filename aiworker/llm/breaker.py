@@ -106,7 +106,8 @@ class Breaker:
         if already and evidence.rest_s is None:
             # Calls that were out together fail together: that is one outage, not many.
             return
-        self._open_until = max(self._open_until, now + (rest_s if evidence.rest_s is None else evidence.rest_s))
+        asked_s = rest_s if evidence.rest_s is None else max(evidence.rest_s, self._tuning.backoff_s)
+        self._open_until = max(self._open_until, now + asked_s)
         self._asked_to_rest = evidence.rest_s is not None or evidence.sign in (Sign.LIMITED, Sign.BROKEN)
         self.code = evidence.code
         self._on_trial = True

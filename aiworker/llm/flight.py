@@ -11,6 +11,7 @@ from typing import Protocol
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import ProviderError
+from aiworker.llm.bill import Bill
 from aiworker.llm.forecast import Size
 from aiworker.llm.lane import Lane, Moment
 from aiworker.llm.measures import Measures
@@ -19,7 +20,7 @@ from aiworker.llm.tuning import Tuning
 
 
 class Provider(Protocol):
-    """A TextModel with a name and a session to close."""
+    """A TextModel with a name, a session to close, and a bill."""
 
     @property
     def name(self) -> str: ...
@@ -27,14 +28,14 @@ class Provider(Protocol):
     @property
     def sees_images(self) -> bool: ...
 
-    async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion: ...
+    async def complete(self, request: PromptRequest, deadline: Deadline, bill: Bill) -> Completion: ...
 
     async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all requests share. `changed` wakes those that wait for a provider to come back."""
+    """What all requests share. `changed` wakes those that wait for a provider to come back; `dice` is in [0, 1)."""
 
     providers: Mapping[str, Provider]
     lanes: Mapping[str, Lane]
@@ -42,6 +43,7 @@ class Surroundings:
     clock: Callable[[], Moment]
     measures: Measures
     changed: Callable[[], None]
+    dice: Callable[[], float]
 
 
 class LineSentAway(Exception):
@@ -69,6 +71,7 @@ class Flight:
         self._granted: asyncio.Future[bool] = loop.create_future()
         moment = around.clock()
         self.since = moment.now
+        self.bill = Bill(on_repair=self._repairs)
         self.call = self._lane.enter(
             moment, size, deadline=deadline.at, unknown_s=unknown_s, on_end_of_line=self._end_of_line
         )
@@ -91,26 +94,29 @@ class Flight:
                 raise LineSentAway
             waited_s = clock().now - self.since
             measures.waited(lane.name, waited_s)
-            completion = await self._around.providers[lane.name].complete(request, deadline)
+            completion = await self._around.providers[lane.name].complete(request, deadline, self.bill)
         except ProviderError as error:
-            lane.failed(clock(), self.call, error)
-            measures.failed(lane.name, error)
+            lane.failed(clock(), self.call, error, self.bill.cost_usd)
+            measures.failed(lane.name, error, self.bill.cost_usd)
             raise
         except BaseException:
             self._left()
             raise
         else:
             moment = clock()
-            lane.answered(moment, self.call, completion)
-            measures.answered(completion, moment.now - self.since)
+            lane.answered(moment, self.call, completion, self.bill.cost_usd)
+            measures.answered(completion, moment.now - self.since, self.bill.cost_usd)
             return dataclasses.replace(completion, wait_ms=completion.wait_ms + 1000 * waited_s)
         finally:
             if lane.breaker.state(clock().now) != state:
                 self._around.changed()
 
     def _left(self) -> None:
-        if reason := self._lane.left(self._around.clock(), self.call):
-            self._around.measures.wasted(self._lane.name, reason)
+        if reason := self._lane.left(self._around.clock(), self.call, self.bill.cost_usd):
+            self._around.measures.left(self._lane.name, reason, self.bill.cost_usd)
+
+    def _repairs(self) -> None:
+        self._lane.repairs(self._around.clock())
 
     @staticmethod
     async def take_back(flights: Iterable[Flight]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from aiworker.domain.errors import (
     ProviderRateLimited,
 )
 from aiworker.llm.answering import ask_checked
+from aiworker.llm.bill import Bill
 from aiworker.llm.gemini_errors import NAME, error_of
 from aiworker.llm.gemini_generate import GenerateStream, generate_body
 from aiworker.llm.gemini_models import FREE, Price, price_of
@@ -51,7 +53,8 @@ class GeminiModel:
         price: Price | None = None,
     ) -> None:
         self._price = price or price_of(model) or FREE
-        self._told = traced(self._ask, traces or Traces(), provider=NAME, model=model, base_url=base_url)
+        self._traces = traces or Traces()
+        self._base_url = base_url
         self.model = model
         self._local_only = local_only
         self._pictures = Pictures()
@@ -59,12 +62,16 @@ class GeminiModel:
         headers = {"x-goog-api-key": api_key.get_secret_value().strip()}
         self._http = Http(NAME, base_url, error_of, keep_connections=True, headers=headers)
 
-    async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
-        """Raises a ProviderError, or an InputRejected for an image that cannot be read."""
+    async def complete(self, request: PromptRequest, deadline: Deadline, bill: Bill | None = None) -> Completion:
+        """Raises a ProviderError, or an InputRejected for an image that cannot be read. `bill` knows at any moment what
+        it has cost by the server's count."""
+        bill = bill or Bill()
         if stays_here(request, self._local_only):
             raise LocalOnly("this kind of analysis stays on this server", provider=NAME)
         images = await self._pictures.prepare(request.images, PIXELS)
-        return await ask_checked(self._told, dataclasses.replace(request, images=images), deadline)
+        ask = partial(self._ask, bill=bill)
+        told = traced(ask, self._traces, provider=NAME, model=self.model, base_url=self._base_url)
+        return await ask_checked(told, dataclasses.replace(request, images=images), deadline)
 
     async def probe(self, deadline: Deadline) -> dict[str, Any]:
         """Whether key and model are good: `reachable, model, present, error` (a code or None), `note` (what to do)."""
@@ -84,12 +91,12 @@ class GeminiModel:
     async def close(self) -> None:
         await self._http.close()
 
-    async def _ask(self, request: PromptRequest, deadline: Deadline) -> Said:
+    async def _ask(self, request: PromptRequest, deadline: Deadline, bill: Bill) -> Said:
+        bill.note_call()
         answer = GenerateStream(self.model, self._price)
         path = f"{self._path}:streamGenerateContent?alt=sse"
         try:
             await self._http.post_lines(path, generate_body(request, self.model), deadline, answer.feed)
             return answer.said()
-        except ProviderError as error:
-            error.cost_usd = answer.cost_usd
-            raise
+        finally:
+            bill.charge(answer.cost_usd)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiworker.domain.completion import Completion
 from aiworker.domain.errors import ProviderError
-from aiworker.llm.allowance import DayBudget, TokenBucket
+from aiworker.llm.allowance import DayBudget, Spend, TokenBucket
 from aiworker.llm.breaker import Breaker
 from aiworker.llm.evidence import Evidence, Sign, evidence_of
 from aiworker.llm.forecast import Forecast, Outlook, Size
@@ -49,6 +49,7 @@ class LaneRules:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     usd_per_day: float | None = None
+    usd_per_job: float | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -132,11 +133,16 @@ class Lane:
         self.slots.enter(ticket, now)
         return call
 
-    def answered(self, moment: Moment, call: Call, completion: Completion) -> None:
+    def repairs(self, moment: Moment) -> None:
+        """A call that is under way sends a second one."""
+        if self._requests:
+            self._requests.take(moment.now)
+
+    def answered(self, moment: Moment, call: Call, completion: Completion, cost_usd: float = 0.0) -> None:
         now, vision = moment.now, call.size.images > 0
         load_s = completion.load_ms / 1000
         self.answers += 1
-        self._spend(moment, completion.cost_usd)
+        self._spend(moment, cost_usd)
         self._end(now, call, Evidence(Sign.WELL))
         self.forecast.note(now, call.size.kind, max(0.0, self._sent_s(now, call) - load_s))
         self.forecast.note_speed(now, call.size, completion)
@@ -145,21 +151,22 @@ class Lane:
             used = completion.prompt_tokens + completion.answer_tokens
             self._tokens.take(now, used - call.size.prompt_tokens - call.size.max_tokens)
 
-    def failed(self, moment: Moment, call: Call, error: ProviderError) -> None:
+    def failed(self, moment: Moment, call: Call, error: ProviderError, cost_usd: float = 0.0) -> None:
         self.failures += 1
-        self._spend(moment, error.cost_usd)
+        self._spend(moment, cost_usd)
         evidence = evidence_of(error, moment.wall)
         if evidence.sign is Sign.DOWN:
             self.residence.gone()
         self._end(moment.now, call, evidence)
 
-    def left(self, moment: Moment, call: Call) -> str:
+    def left(self, moment: Moment, call: Call, cost_usd: float = 0.0) -> str:
         """We took the call back: it lost a race, or its time was over. Being late speaks against the provider.
 
         Why it was sent in vain; "" where it was still in line, or had ended, which changes nothing.
         """
         if call.over:
             return ""
+        self._spend(moment, cost_usd)
         now = moment.now
         sent_s = self._sent_s(now, call)
         late = call.ticket.granted_at is not None and sent_s >= call.late_s
@@ -172,6 +179,15 @@ class Lane:
             return ""
         return TIMED_OUT if late else LOST_RACE
 
+    def unsaved_spend(self, moment: Moment) -> Spend:
+        """What only this process knows of."""
+        return Spend(self.name, *self.budget.unsaved(moment.wall))
+
+    def spend_saved(self, moment: Moment, spend: Spend, total_usd: float) -> None:
+        """`spend` is part of `total_usd` now, which is that day's of all workers."""
+        self.budget.saved(spend.day, spend.usd, total_usd)
+        self._close_where_spent(moment)
+
     def rests_because(self, moment: Moment) -> str:
         """The code of what keeps calls away now; "" where nothing does."""
         if self.budget.closed_for_s(moment.wall):
@@ -180,6 +196,9 @@ class Lane:
 
     def _spend(self, moment: Moment, usd: float) -> None:
         self.budget.spend(moment.wall, usd)
+        self._close_where_spent(moment)
+
+    def _close_where_spent(self, moment: Moment) -> None:
         if self.budget.closed_for_s(moment.wall):
             # Before the slot is free: who waits for it would be sent, and paid for.
             self.slots.send_line_away()

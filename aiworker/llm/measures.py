@@ -21,20 +21,21 @@ class Measures:
     def waited(self, provider: str, seconds: float) -> None:
         self._metrics.llm_wait_seconds.labels(provider).observe(seconds)
 
-    def answered(self, completion: Completion, seconds: float) -> None:
+    def answered(self, completion: Completion, seconds: float, cost_usd: float) -> None:
         metrics, name = self._metrics, completion.provider
         metrics.llm_calls.labels(name, "answered").inc()
         metrics.llm_seconds.labels(name).observe(seconds)
         metrics.llm_tokens.labels(name, "prompt").inc(completion.prompt_tokens)
         metrics.llm_tokens.labels(name, "answer").inc(completion.answer_tokens)
-        metrics.llm_cost.labels(name).inc(completion.cost_usd)
+        metrics.llm_cost.labels(name).inc(cost_usd)
 
-    def failed(self, provider: str, error: ProviderError) -> None:
+    def failed(self, provider: str, error: ProviderError, cost_usd: float) -> None:
         self._metrics.llm_calls.labels(provider, error.code).inc()
-        self._metrics.llm_cost.labels(provider).inc(error.cost_usd)
-        self.wasted(provider, error.code)
+        self.left(provider, error.code, cost_usd)
 
-    def wasted(self, provider: str, reason: str) -> None:
+    def left(self, provider: str, reason: str, cost_usd: float) -> None:
+        """A call that was sent in vain."""
+        self._metrics.llm_cost.labels(provider).inc(cost_usd)
         self._metrics.llm_wasted.labels(provider, reason).inc()
 
     def spilled(self, provider: str, reason: str) -> None:

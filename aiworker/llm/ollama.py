@@ -18,6 +18,7 @@ from aiworker.domain.errors import (
     RequestRejected,
 )
 from aiworker.llm.answering import ask_checked
+from aiworker.llm.bill import Bill
 from aiworker.llm.http import Http
 from aiworker.llm.ollama_chat import ChatStream, chat_body
 from aiworker.llm.ollama_errors import NAME, error_of
@@ -91,7 +92,7 @@ class OllamaModel:
     def sees_images(self) -> bool:
         return self.vision_model is not None
 
-    async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
+    async def complete(self, request: PromptRequest, deadline: Deadline, bill: Bill | None = None) -> Completion:
         """Raises a ProviderError, or an InputRejected for an image that cannot be read; cancelling closes the socket,
         which frees Ollama's slot."""
         model = self.text_model if not request.images else self.vision_model
@@ -109,7 +110,10 @@ class OllamaModel:
         if request.tools and not shown.can("tools"):
             raise RequestRejected("the model does not take tools: set OLLAMA_MODEL to one that does", provider=NAME)
 
+        bill = bill or Bill()
+
         async def ask(request: PromptRequest, deadline: Deadline) -> Said:
+            bill.note_call()
             body = chat_body(request, model, self._num_ctx, self._keep_alive, thinks=shown.says("thinking"))
             answer = ChatStream(model)
             await self._http.post_lines("/api/chat", body, deadline, answer.feed)

@@ -12,15 +12,16 @@ from aiworker.domain.errors import (
     NoProvider,
     ProviderError,
     ProviderMisconfigured,
-    ProviderRateLimited,
     ProviderRefused,
     ProviderTimeout,
 )
+from aiworker.llm.bill import Bill
 from aiworker.llm.choice import decide, why_not
 from aiworker.llm.flight import Flight, LineSentAway, Surroundings
 from aiworker.llm.forecast import Size
 from aiworker.llm.lane import Moment
 from aiworker.llm.situation import (
+    BUDGET_SPENT,
     NOT_CONFIGURED,
     TIMED_OUT,
     Ask,
@@ -55,7 +56,7 @@ class Pursuit:
         self._flights: dict[str, Flight] = {}
         self._tries: dict[str, Try] = {}
         self._errors: dict[str, ProviderError] = {}
-        self._spent_in_vain_usd = 0.0
+        self._bills: list[tuple[str, Bill]] = []
         self._passed_over: dict[str, str] = {}
         self._wake: asyncio.Future[None] | None = None
 
@@ -66,7 +67,9 @@ class Pursuit:
             while True:
                 completion = self._harvest()
                 if completion is not None:
-                    return self._described(completion)
+                    skipped = self._skipped(completion.provider)
+                    await self._take_back()
+                    return dataclasses.replace(completion, skipped=skipped, cost_usd=self._cost_usd())
                 step = self._step()
                 match step:
                     case Send(name):
@@ -77,15 +80,24 @@ class Pursuit:
                     case Wait(until):
                         await self._wait(until)
                     case GiveUp():
-                        raise self._nobody(step)
+                        await self._take_back()
+                        error = self._nobody(step)
+                        error.cost_usd = self._cost_usd()
+                        raise error
         finally:
-            if self._flights:
-                await Flight.take_back(self._flights.values())
+            await self._take_back()
 
     def nudge(self, *_: object) -> None:
         """Something happened: decide again."""
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    async def _take_back(self) -> None:
+        if self._flights:
+            await Flight.take_back(self._flights.values())
+
+    def _cost_usd(self, name: str | None = None) -> float:
+        return sum(bill.cost_usd for asked, bill in self._bills if name in (None, asked))
 
     def _step(self) -> Decision:
         moment = self._around.clock()
@@ -99,8 +111,11 @@ class Pursuit:
         return step
 
     def _standing(self, name: str, moment: Moment) -> Standing:
-        flight = self._flights.get(name)
-        return self._around.lanes[name].standing(
+        flight, lane = self._flights.get(name), self._around.lanes[name]
+        most_usd = lane.rules.usd_per_job
+        if flight is None and most_usd is not None and self._cost_usd(name) >= most_usd:
+            return Standing(never=BUDGET_SPENT)
+        return lane.standing(
             moment,
             self._size,
             deadline=self._deadline.at,
@@ -119,6 +134,7 @@ class Pursuit:
             unknown_s=_UNKNOWN_LATE * self._ask.total_s,
             nudge=self.nudge,
         )
+        self._bills.append((name, self._flights[name].bill))
 
     def _harvest(self) -> Completion | None:
         for name, flight in list(self._flights.items()):
@@ -132,16 +148,15 @@ class Pursuit:
                 self._tried(name, lane.rests_because(self._around.clock()) or lane.breaker.code)
             except ProviderError as error:
                 self._errors[name] = error
-                self._spent_in_vain_usd += error.cost_usd
-                self._tried(name, error.code, final=isinstance(error, _FINAL), error=error)
+                self._tried(name, error.code, final=isinstance(error, _FINAL))
         return None
 
-    def _tried(self, name: str, code: str, *, final: bool = False, error: ProviderError | None = None) -> None:
+    def _tried(self, name: str, code: str, *, final: bool = False) -> None:
+        """The breaker keeps a longer delay, where the server named one."""
         count = self._tries[name].count + 1 if name in self._tries else 1
+        # Who failed together is not to come back together.
+        pause_s = self._around.tuning.backoff_s * 2.0 ** (count - 1) * (1 + self._around.dice() / 2)
         now = self._around.clock().now
-        # The breaker keeps the delay that a server asked for; a second one here would only be longer.
-        asked = isinstance(error, ProviderRateLimited) and error.retry_after is not None
-        pause_s = 0.0 if asked else self._around.tuning.backoff_s * 2.0 ** (count - 1)
         self._tries[name] = Try(code, count, now + pause_s, final)
 
     async def _wait(self, until: float) -> None:
@@ -154,13 +169,12 @@ class Pursuit:
             self._wake = None
             timer.cancel()
 
-    def _described(self, completion: Completion) -> Completion:
+    def _skipped(self, answered_by: str) -> dict[str, str]:
         order = list(dict.fromkeys(self._ask.order))
-        skipped = {name: self._why_not(name) for name in order[: order.index(completion.provider)]}
+        skipped = {name: self._why_not(name) for name in order[: order.index(answered_by)]}
         for name, code in skipped.items():
             self._around.measures.spilled(name, code)
-        cost_usd = completion.cost_usd + self._spent_in_vain_usd
-        return dataclasses.replace(completion, skipped=skipped, cost_usd=cost_usd)
+        return skipped
 
     def _why_not(self, name: str) -> str:
         if name in self._tries:

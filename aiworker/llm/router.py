@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
+from aiworker.llm.allowance import Spend
 from aiworker.llm.flight import Provider, Surroundings
 from aiworker.llm.lane import Lane, LaneRules, Moment
 from aiworker.llm.measures import Measures, described
@@ -28,6 +30,7 @@ class ModelRouter:
         tuning: Tuning | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        dice: Callable[[], float] = random.random,
     ) -> None:
         tuning = tuning or Tuning()
         self._providers = dict(providers)
@@ -37,7 +40,7 @@ class ModelRouter:
         # In the order in which they came, which is the order in which they are woken.
         self._under_way: dict[Pursuit, None] = {}
         self._around = Surroundings(
-            self._providers, self._lanes, tuning, self._now, self._measures, changed=self._wake_all
+            self._providers, self._lanes, tuning, self._now, self._measures, changed=self._wake_all, dice=dice
         )
 
     async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
@@ -66,6 +69,21 @@ class ModelRouter:
         moment = self._now()
         for lane in self._lanes.values():
             self._measures.refresh(lane, moment)
+
+    def unsaved_spend(self) -> list[Spend]:
+        """Of each provider elsewhere: what it has cost today that `spend_saved` was not told of."""
+        moment = self._now()
+        return [lane.unsaved_spend(moment) for lane in self._lanes.values() if not lane.rules.local]
+
+    def spend_saved(self, spend: Spend, total_usd: float) -> None:
+        """`spend` is part of `total_usd` now, which is that day's of all workers, before a restart too."""
+        self._lanes[spend.provider].spend_saved(self._now(), spend, total_usd)
+        self._wake_all()
+
+    def model_gone(self, name: str) -> None:
+        """The models of this provider are out of memory: the next call has to load one."""
+        if name in self._lanes:
+            self._lanes[name].residence.gone()
 
     async def close(self) -> None:
         for provider in self._providers.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
@@ -42,6 +42,7 @@ _CONFIGURE = "select public.configure_analyses($1, $2, $3)"
 _PAUSE = "select public.pause_analyses($1)"
 _RESUME = "select public.resume_analyses($1)"
 _PRUNE = "select public.prune_analyses($1, $2) as pruned"
+_ADD_SPEND = "select public.add_spend($1, $2, $3) as usd"
 
 ALL_TYPES = "*"
 """Stands for every type where one is paused or resumed."""
@@ -197,3 +198,9 @@ class PostgresQueue:
         rows = await self._database.fetch(_PRUNE, timedelta(seconds=keep_s), limit)
         pruned: int = rows[0]["pruned"]
         return pruned
+
+    async def add_spend(self, day: date, provider: str, usd: float) -> float:
+        """Adds to what `provider` has cost on `day`, as it counts days, and answers the sum, in dollars."""
+        rows = await self._database.fetch(_ADD_SPEND, day, provider, usd)
+        total: float = rows[0]["usd"]
+        return total

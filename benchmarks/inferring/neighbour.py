@@ -65,7 +65,7 @@ async def idle_share(pool: InferencePool, seconds: float) -> float:
 
 async def measure(model: str, *, quick: bool, console: Console) -> list[Bar]:
     seconds, rounds = (8.0, 1) if quick else (20.0, 3)
-    pool = (await vision_of(load_settings(yolo_model=model), Metrics())).main
+    pool = (await vision_of(load_settings(yolo_model=model), Metrics(), on_ollama_unloaded=lambda: None)).main
     await pool.start()
     try:
         await pool.wait_ready()

@@ -168,6 +168,7 @@ async def test_everybody_failing_is_no_provider_with_reasons(
         "other": "not_configured",
     }
     assert caught.value.retryable
+    assert caught.value.cost_usd == pytest.approx((12 * 0.3 + 2.5) / 1e6)
 
 
 async def test_the_only_provider_configured_speaks_for_itself(gemini: FakeGemini) -> None:
@@ -245,6 +246,36 @@ async def test_what_failed_has_been_paid_for(router: ModelRouter, gemini: FakeGe
     assert router.snapshot()["gemini"]["spent_today_usd"] > 0
     # It is part of what this job cost.
     assert completion.cost_usd == pytest.approx(router.snapshot()["gemini"]["spent_today_usd"], abs=1e-6)
+
+
+async def test_a_first_answer_is_paid_for_although_its_repair_is_cancelled(
+    router: ModelRouter, gemini: FakeGemini, metrics: Metrics
+) -> None:
+    gemini.script(Reply("x"), Reply(before=asyncio.Event()))
+    call = asyncio.create_task(router.complete(ask("gemini", answer=Answer), soon()))
+    await gemini.hung()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    spent = router.snapshot()["gemini"]["spent_today_usd"]
+    assert spent == pytest.approx((12 * 0.3 + 2.5) / 1e6, abs=1e-6)
+    told = metrics.registry.get_sample_value("aiworker_llm_cost_usd_total", {"provider": "gemini"})
+    assert told == pytest.approx(spent, abs=1e-6)
+
+
+async def test_a_repair_is_a_request_of_the_quota(ollama: FakeOllama, gemini: FakeGemini) -> None:
+    providers = {
+        "ollama": OllamaModel(ollama.url, "llama3.2:3b", None, 4096),
+        "gemini": GeminiModel(SecretStr("k"), "gemini-2.5-flash", gemini.url),
+    }
+    router = ModelRouter(providers, {"gemini": LaneRules(4, requests_per_minute=20)})
+    gemini.script(Reply("x"))
+    # Two at once are what 20 a minute allow.
+    first = await router.complete(ask("gemini", "ollama", answer=Answer), soon())
+    assert (first.provider, first.calls) == ("gemini", 2)
+    second = await router.complete(ask("gemini", "ollama"), soon())
+    assert (second.provider, second.skipped) == ("ollama", {"gemini": "rate_limited_here"})
+    await router.close()
 
 
 async def test_hedge_asks_a_second_and_closes_the_losers_socket(router: ModelRouter, ollama: FakeOllama) -> None:

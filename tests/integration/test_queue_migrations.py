@@ -17,6 +17,7 @@ NAMES = [
     "0003_client_functions.sql",
     "0004_worker_functions.sql",
     "0005_access.sql",
+    "0006_spend.sql",
 ]
 
 

@@ -21,7 +21,7 @@ from aiworker.domain.job import JobStatus, NewJob
 from aiworker.domain.outcome import Completed, Retry
 from aiworker.queue.connect import Connector
 from aiworker.queue.listen import Listener
-from aiworker.queue.migrate import migrate, pending
+from aiworker.queue.migrate import migrate, pending, shipped
 from aiworker.queue.postgres import PostgresQueue, QueueRules
 from aiworker.scheduler.worker import Worker, WorkerLimits
 from aiworker.settings import load_settings
@@ -140,7 +140,7 @@ async def test_a_worker_polls_and_obeys_a_cancel(pooled_url: str) -> None:
 
 async def test_migrations_go_through_too(empty_database_url: str) -> None:
     with pgbouncer(empty_database_url) as url:
-        assert len(await migrate(url)) == 5
+        assert len(await migrate(url)) == len(shipped())
         assert await pending(url) == []
 
 

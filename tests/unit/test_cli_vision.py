@@ -74,7 +74,10 @@ async def test_afterwards_the_signal_is_not_ours(weights: Path) -> None:
 async def test_ollama_puts_its_models_away_when_it_is_asked_to() -> None:
     async with FakeOllama({"llama3.2:3b": ("completion",)}) as ollama:
         ollama.loaded["llama3.2:3b"] = 4096
-        await unload_ollama(ollama.url)
+        told: list[None] = []
+        await unload_ollama(ollama.url, lambda: told.append(None))
+        assert told == [None]
         assert ollama.loaded == {}
         url = ollama.url
-    await unload_ollama(url)
+    await unload_ollama(url, lambda: told.append(None))
+    assert told == [None]

@@ -49,6 +49,27 @@ def test_budget_closes_until_midnight_in_california() -> None:
     assert budget.spent_usd(noon + 19 * 3600) == 0
 
 
+def test_what_others_and_earlier_processes_spent_counts() -> None:
+    budget = DayBudget(1.0)
+    noon = datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()
+    day, usd = budget.unsaved(noon)
+    assert usd == 0
+    budget.saved(day, 0, 0.9)
+    assert (budget.spent_usd(noon), budget.closed_for_s(noon)) == (0.9, 0)
+    budget.spend(noon, 0.3)
+    assert budget.closed_for_s(noon) > 0
+    _, usd = budget.unsaved(noon)
+    budget.spend(noon, 0.1)
+    budget.saved(day, usd, 1.2)
+    assert budget.spent_usd(noon) == pytest.approx(1.3)
+    assert budget.unsaved(noon)[1] == pytest.approx(0.1)
+    # The ledger's answer may come after midnight.
+    tomorrow = noon + 86_400
+    budget.spend(tomorrow, 0.2)
+    budget.saved(day, 0.1, 1.3)
+    assert budget.spent_usd(tomorrow) == pytest.approx(0.2)
+
+
 def test_no_limit_counts_all_the_same() -> None:
     budget = DayBudget(None)
     budget.spend(0, 5)

@@ -37,9 +37,9 @@ def completion(**fields) -> Completion:
     return Completion(text="x", provider="ollama", model="m", finish="stop", **(plain | fields))
 
 
-def answer(one: Lane, now: float, seconds: float, size: Size = TEXT, **fields) -> None:
+def answer(one: Lane, now: float, seconds: float, size: Size = TEXT, *, cost_usd: float = 0, **fields) -> None:
     call = enter(one, now, size)
-    one.answered(at(now + seconds), call, completion(**fields))
+    one.answered(at(now + seconds), call, completion(**fields), cost_usd)
 
 
 def test_what_can_never_be() -> None:
@@ -59,6 +59,14 @@ def test_load_is_learned_and_expected_when_keep_alive_is_over() -> None:
     answer(one, 10, 2, load_ms=60)
     assert standing(one, 20).outlook.likely_s == pytest.approx(1.97, abs=0.05)
     assert standing(one, 40).outlook.likely_s == pytest.approx(8.97, abs=0.05)
+
+
+def test_load_is_expected_after_the_models_were_put_away() -> None:
+    one = lane(keep_alive_s=1800, local=True)
+    answer(one, 0, 9, load_ms=7000)
+    assert standing(one, 10).outlook.likely_s == pytest.approx(2)
+    one.residence.gone()
+    assert standing(one, 10).outlook.likely_s == pytest.approx(9)
 
 
 def test_load_is_expected_after_the_server_was_gone() -> None:
