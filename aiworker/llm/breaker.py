@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from typing import Literal
 
 from aiworker.llm.evidence import Evidence, Sign
@@ -10,6 +12,8 @@ from aiworker.llm.tuning import Tuning
 State = Literal["closed", "open", "half_open"]
 
 FAILURES_BEFORE_REST = 3
+# How much less of it is tried after an outage that was over at the first look.
+_SHORTER = 0.8
 
 
 class Breaker:
@@ -27,8 +31,13 @@ class Breaker:
         self._probe_until = 0.0
         self._tried_at = 0.0
         self._failures_in_row = 0
+        # Who has not answered yet has none.
+        self._credit = 1
         self._openings = 0
         self._failing_since: float | None = None
+        self._failed_at = 0.0
+        # Seconds of the last ones. The middle one is usual: a single accident is no habit.
+        self._outages = deque([0.0] * 3, maxlen=3)
         self.code = ""
 
     def state(self, now: float) -> State:
@@ -67,8 +76,8 @@ class Breaker:
         if probe:
             self._probe_until = 0.0
 
-    def end(self, now: float, evidence: Evidence, *, probe: bool = False) -> None:
-        """What a call's end says. Raises nothing."""
+    def end(self, now: float, evidence: Evidence, *, probe: bool = False, took_s: float = 0.0) -> None:
+        """What a call's end says that was with the provider for `took_s`. Raises nothing."""
         self.release(probe)
         match evidence.sign:
             case Sign.WELL:
@@ -76,10 +85,10 @@ class Breaker:
             case Sign.FAILING:
                 self._failures_in_row += 1
                 failed_probe = self._on_trial and now >= self._open_until
-                if evidence.rest_s or failed_probe or self._failures_in_row >= FAILURES_BEFORE_REST:
-                    self._open(now, evidence, self._next_rest())
+                if evidence.rest_s or failed_probe or self._failures_in_row >= self._credit:
+                    self._open(now, evidence, self._next_rest(took_s))
             case Sign.DOWN:
-                self._open(now, evidence, self._next_rest())
+                self._open(now, evidence, self._next_rest(took_s))
             case Sign.LIMITED:
                 self._failing_since = None
                 self._open(now, evidence, self._tuning.limited_rest_s)
@@ -90,19 +99,35 @@ class Breaker:
 
     def _succeeded(self, now: float, probe: bool) -> None:
         self._failures_in_row = 0
+        self._credit = FAILURES_BEFORE_REST
         # An answer to a call from before the rest does not end it, nor does any end one that the server asked for.
         if now >= self._open_until or (probe and not self._asked_to_rest):
+            self._learn_outage(now)
             self._on_trial = False
             self._open_until = 0.0
             self._openings = 0
             self._failing_since = None
 
-    def _next_rest(self) -> float:
-        return min(self._tuning.first_rest_s * 2.0**self._openings, self._tuning.longest_rest_s)
+    def _learn_outage(self, now: float) -> None:
+        if self._failing_since is None:
+            return
+        if self._failed_at > self._failing_since:
+            # It came back at some moment between the last failure and now.
+            self._outages.append((self._failed_at + now) / 2 - self._failing_since)
+        else:
+            self._outages.append(_SHORTER * statistics.median(self._outages))
+
+    def _next_rest(self, took_s: float) -> float:
+        """As long as outages usually are, then doubling; not shorter than what it takes to see a failure."""
+        rest_s = max(self._tuning.first_rest_s, took_s) * 2.0**self._openings
+        if not self._openings:
+            rest_s = max(rest_s, statistics.median(self._outages))
+        return min(rest_s, self._tuning.longest_rest_s)
 
     def _open(self, now: float, evidence: Evidence, rest_s: float) -> None:
         already = now < self._open_until
         self._tried_at = now
+        self._failed_at = now
         if already and evidence.rest_s is None:
             # Calls that were out together fail together: that is one outage, not many.
             return

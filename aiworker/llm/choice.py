@@ -71,9 +71,9 @@ def decide(
     ]
     sent = [run for run in runs if run.sent_at is not None]
     if sent:
-        return _beside(ask, sent, options, free, now)
+        return _beside(ask, sent, options, free, tries, now)
     if runs:
-        return _in_line(ask, options[runs[0].name], free, now)
+        return _in_line(ask, runs[0], options[runs[0].name], free, now)
     ready = [option for option in free if option.ready_at <= now]
     if ready:
         safe = [option for option in ready if option.safe(ask.end_at)]
@@ -115,10 +115,13 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
     )
 
 
-def _in_line(ask: Ask, own: _Option, free: Sequence[_Option], now: float) -> Decision:
-    """Stays while it can make it, but no longer than until another one's last safe moment."""
+def _in_line(ask: Ask, run: Run, own: _Option, free: Sequence[_Option], now: float) -> Decision:
+    """Stays while it can make it, but no longer than until another one's last safe moment; with `hedge`, no longer than
+    an answer may take."""
     others = [option for option in free if option.ready_at <= now]
     last_moments = [ask.end_at - option.safe_s for option in others]
+    if ask.hedge:
+        last_moments.append(run.since + max(own.late_s, ask.least_s))
     due = any(moment <= now + _SAME_S for moment in last_moments)
     safe_elsewhere = any(option.safe(ask.end_at) for option in others)
     if not own.safe(ask.end_at) and safe_elsewhere:
@@ -133,12 +136,17 @@ def _in_line(ask: Ask, own: _Option, free: Sequence[_Option], now: float) -> Dec
 
 
 def _beside(
-    ask: Ask, sent: Sequence[Run], options: Mapping[str, _Option], free: Sequence[_Option], now: float
+    ask: Ask,
+    sent: Sequence[Run],
+    options: Mapping[str, _Option],
+    free: Sequence[_Option],
+    tries: Mapping[str, Try],
+    now: float,
 ) -> Decision:
     """A call is out. Another one goes out beside it when it is late, or when this is the other one's last moment."""
     moments = [ask.end_at]
     for option in free:
-        start_at = _second_at(ask, sent, options, option)
+        start_at = _second_at(ask, sent, options, option, tries.get(option.name))
         if start_at <= now + _SAME_S:
             return Send(option.name)
         moments.append(start_at)
@@ -154,14 +162,21 @@ def _beside(
     return Wait(min(moment for moment in moments if moment > now + _SAME_S))
 
 
-def _second_at(ask: Ask, sent: Sequence[Run], options: Mapping[str, _Option], second: _Option) -> float:
+def _second_at(
+    ask: Ask, sent: Sequence[Run], options: Mapping[str, _Option], second: _Option, tried: Try | None
+) -> float:
+    if tried and all(run.sent_at is not None and run.sent_at < tried.at for run in sent):
+        # It was time for it before, and it failed.
+        return second.last_resort_at
     last_moment = ask.end_at - second.safe_s
     late, half_done = [], []
     for run in sent:
         own = options.get(run.name)
         sent_at = run.since if run.sent_at is None else run.sent_at
         late.append(sent_at + max(own.late_s if own else 0.0, ask.least_s))
-        half_done.append(sent_at + (own.likely_s if own else 0.0))
+        # Who will probably make it gets its chance first; for who will not, the last moment is now or never.
+        probable = own is not None and sent_at + own.safe_s <= ask.end_at
+        half_done.append(sent_at + (own.likely_s if own and probable else 0.0))
     rescue_at = max(second.last_resort_at, last_moment, *half_done)
     return min(rescue_at, max(second.ready_at, *late)) if ask.hedge else rescue_at
 

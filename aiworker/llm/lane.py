@@ -229,7 +229,7 @@ class Lane:
     def _end(self, now: float, call: Call, evidence: Evidence) -> None:
         call.over = True
         was_open = self.breaker.state(now) == "open"
-        self.breaker.end(now, evidence, probe=call.probe)
+        self.breaker.end(now, evidence, probe=call.probe, took_s=self._sent_s(now, call))
         if not was_open and self.breaker.state(now) == "open":
             self.forecast.forget_unfinished()
             self.slots.send_line_away()

@@ -157,7 +157,7 @@ class Pursuit:
         # Who failed together is not to come back together.
         pause_s = self._around.tuning.backoff_s * 2.0 ** (count - 1) * (1 + self._around.dice() / 2)
         now = self._around.clock().now
-        self._tries[name] = Try(code, count, now + pause_s, final)
+        self._tries[name] = Try(code, count, now + pause_s, final, now)
 
     async def _wait(self, until: float) -> None:
         loop = asyncio.get_running_loop()

@@ -51,12 +51,13 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """What came of asking one provider for this request so far. `final` when asking again cannot help."""
+    """What came of asking one provider for this request so far, last at `at`. `final` when asking again cannot help."""
 
     code: str
     count: int = 1
     not_before: float = 0.0
     final: bool = False
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,9 +231,9 @@ async def test_cancelled_call_gives_its_slot_back(router: ModelRouter, ollama: F
 
 async def test_only_failures_in_a_row_are_a_reason_to_rest(router: ModelRouter, ollama: FakeOllama) -> None:
     bad = Reply(status=500, body={"error": "boom"})
-    ollama.script(bad, bad, Reply(), bad, bad, bad)
-    answered_by = [(await router.complete(ask(), soon())).provider for _ in range(5)]
-    assert answered_by == ["gemini", "gemini", "ollama", "gemini", "gemini"]
+    ollama.script(Reply(), bad, bad, Reply(), bad, bad, bad)
+    answered_by = [(await router.complete(ask(), soon())).provider for _ in range(6)]
+    assert answered_by == ["ollama", "gemini", "gemini", "ollama", "gemini", "gemini"]
     assert router.snapshot()["ollama"]["breaker"] == "closed"
     await router.complete(ask(), soon())
     assert router.snapshot()["ollama"]["breaker"] == "open"

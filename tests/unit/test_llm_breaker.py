@@ -84,6 +84,7 @@ def test_refused_connection_opens_at_once_and_rests_double() -> None:
 
 def test_only_failures_in_a_row_open() -> None:
     breaker = Breaker(TUNING)
+    breaker.end(0, WELL)
     for _ in range(5):
         for _ in range(FAILURES_BEFORE_REST - 1):
             breaker.end(0, FAILING)
@@ -92,6 +93,52 @@ def test_only_failures_in_a_row_open() -> None:
     for _ in range(FAILURES_BEFORE_REST):
         breaker.end(0, FAILING)
     assert breaker.state(0) == "open"
+
+
+def test_who_has_not_answered_yet_has_no_credit() -> None:
+    breaker = Breaker(TUNING)
+    breaker.end(0, FAILING)
+    assert breaker.state(0) == "open"
+
+
+def test_who_hangs_rests_as_long_as_it_takes_to_see_it() -> None:
+    breaker = Breaker(TUNING)
+    breaker.end(6, FAILING, took_s=6)
+    assert breaker.ready_at(6) == 12
+    breaker.end(18, FAILING, probe=breaker.begin(12, expected_s=6), took_s=6)
+    assert breaker.ready_at(18) == 30
+
+
+def outage(breaker: Breaker, began: float, seconds: float) -> int:
+    """How many calls fail in an outage of `seconds`, of one that is asked as soon as it may be."""
+    breaker.end(began, DOWN)
+    failed, now = 1, breaker.ready_at(began)
+    while now < began + seconds:
+        failed += 1
+        breaker.end(now, DOWN, probe=breaker.begin(now, 1))
+        now = breaker.ready_at(now)
+    breaker.end(now, WELL, probe=breaker.begin(now, 1))
+    assert breaker.state(now) == "closed"
+    return failed
+
+
+@given(st.floats(2, 20))
+def test_how_long_outages_last_is_learned(seconds: float) -> None:
+    breaker = Breaker(TUNING)
+    failed = [outage(breaker, 100.0 * number, seconds) for number in range(23)]
+    assert sum(failed[3:]) <= 0.75 * 20 * failed[0], failed
+    # What was is forgotten.
+    for number in range(23, 60):
+        outage(breaker, 100.0 * number, 0.5)
+    breaker.end(9000, DOWN)
+    assert breaker.ready_at(9000) == 9000 + TUNING.first_rest_s
+
+
+def test_one_long_outage_is_no_habit() -> None:
+    breaker = Breaker(TUNING)
+    outage(breaker, 0, 20)
+    breaker.end(100, DOWN)
+    assert breaker.ready_at(100) == 100 + TUNING.first_rest_s
 
 
 def test_calls_that_fail_together_are_one_outage() -> None:

@@ -55,7 +55,12 @@ standings = st.builds(
     last_resort_at=st.one_of(st.none(), st.floats(NOW - 5, NOW + 5)),
 )
 tries = st.builds(
-    Try, st.just("provider_unavailable"), st.integers(1, MOST_TRIES), st.floats(NOW - 5, NOW + 3), st.booleans()
+    Try,
+    st.just("provider_unavailable"),
+    st.integers(1, MOST_TRIES),
+    st.floats(NOW - 5, NOW + 3),
+    st.booleans(),
+    st.floats(NOW - 20, NOW),
 )
 sent_ago = st.one_of(st.none(), st.floats(0, 20))
 
@@ -171,6 +176,24 @@ def test_second_is_asked_when_the_first_is_unusually_late_or_at_the_last_moment(
     assert decide(ask(9), known, {}, runs, NOW + 6) == Send("gemini")
 
 
+def test_a_second_that_failed_is_asked_again_as_soon_as_it_may_be() -> None:
+    known = {"ollama": Standing(outlook=takes(2, 4)), "gemini": Standing(outlook=takes(1, 3))}
+    runs = [Run("ollama", NOW, NOW)]
+    failed = {"gemini": Try("provider_stream_broken", not_before=NOW + 4.6, at=NOW + 4.3)}
+    assert decide(ask(hedge=True), known, failed, runs, NOW + 4.3) == Wait(NOW + 4.6)
+    assert decide(ask(hedge=True), known, failed, runs, NOW + 4.6) == Send("gemini")
+    # One that failed before the first was sent is not needed yet.
+    before = {"gemini": Try("provider_stream_broken", not_before=NOW, at=NOW - 1)}
+    assert decide(ask(hedge=True), known, before, runs, NOW) == Wait(NOW + 4)
+
+
+def test_the_last_moment_does_not_pass_by_while_an_improbable_first_runs() -> None:
+    known = {"ollama": Standing(outlook=takes(8, 20)), "gemini": Standing(outlook=takes(1, 2))}
+    runs = [Run("ollama", NOW, NOW + 6)]
+    assert decide(ask(), known, {}, runs, NOW + 6) == Wait(NOW + 13)
+    assert decide(ask(), known, {}, runs, NOW + 13) == Send("gemini")
+
+
 def test_hanging_stranger_leaves_the_next_one_its_chance() -> None:
     known = {"ollama": Standing(), "gemini": Standing()}
     assert decide(ask(10), known, {}, [Run("ollama", NOW, NOW)], NOW) == Wait(NOW + 6)
@@ -186,6 +209,13 @@ def test_in_line_until_the_others_last_moment() -> None:
     # With nobody else, it stays while half of its answers would come in time.
     assert decide(ask(15.5), {"ollama": longer["ollama"]}, {}, runs, NOW) == Wait(NOW + 0.5)
     assert decide(ask(14.5), {"ollama": longer["ollama"]}, {}, runs, NOW) == Leave("ollama", SLOTS_FULL)
+
+
+def test_who_hedges_leaves_a_line_in_which_answers_are_late() -> None:
+    runs = [Run("ollama", NOW)]
+    known = {"ollama": Standing(wait_s=5, outlook=takes(1, 2)), "gemini": Standing(outlook=takes(1, 3))}
+    assert decide(ask(hedge=True), known, {}, runs, NOW) == Wait(NOW + 2)
+    assert decide(ask(hedge=True), known, {}, runs, NOW + 2) == Leave("ollama", SLOTS_FULL)
 
 
 def test_hopeless_call_is_taken_back_while_another_try_fits() -> None:
