@@ -14,7 +14,7 @@ from llms.faults import SLO_S, STEADY_S
 Ask = Callable[[float, float], Awaitable[str]]
 
 
-async def drive(
+async def arrive(
     asks: dict[str, Ask], *, scale: float, rate: float, seconds: float, seed: int
 ) -> dict[str, dict[str, Any]]:
     """`asks[scenario](deadline, slo_s)` gives the answer's text or raises. All scenarios at once, each with `rate`
@@ -23,11 +23,11 @@ async def drive(
     By scenario: calls, in_time, and the milliseconds that each good one took.
     """
     names = list(asks)
-    results = await asyncio.gather(*(_drive(name, asks[name], scale, rate, seconds, seed) for name in names))
+    results = await asyncio.gather(*(_arrive(name, asks[name], scale, rate, seconds, seed) for name in names))
     return dict(zip(names, results, strict=True))
 
 
-async def _drive(name: str, ask: Ask, scale: float, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+async def _arrive(name: str, ask: Ask, scale: float, rate: float, seconds: float, seed: int) -> dict[str, Any]:
     rng = random.Random(zlib.crc32(name.encode()) + seed)
     slo_s = SLO_S * scale
     arrivals = [rng.expovariate(rate)]

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import resource
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import uvloop
+from peers.driving import cpu_s, drive, memory_mb
 from pydantic import SecretStr
 
 from aiworker.cli.serve import leave_imports_alone
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
+from aiworker.llm.bill import Bill
 from aiworker.llm.gemini import GeminiModel
 from aiworker.llm.lane import LaneRules
 from aiworker.llm.ollama import OllamaModel
 from aiworker.llm.router import ModelRouter
 from aiworker.llm.tuning import Tuning
 from llms.faults import OLLAMA_SLOTS, scenarios
-from llms.openloop import Ask, drive, steadily
+from llms.openloop import Ask, arrive, steadily
 
 RULES = {"ollama": LaneRules(OLLAMA_SLOTS, local=True, keep_alive_s=1800), "gemini": LaneRules(32)}
 
 
-def router_of(ports: dict[str, int], scale: float) -> ModelRouter:
+class CountedOllama(OllamaModel):
+    """Knows how often it was asked, also where nobody listens who could count."""
+
+    asked = 0
+
+    async def complete(self, request: PromptRequest, deadline: Deadline, bill: Bill | None = None) -> Completion:
+        self.asked += 1
+        return await super().complete(request, deadline, bill)
+
+
+def ollama_of(ports: dict[str, int]) -> CountedOllama:
+    return CountedOllama(f"http://127.0.0.1:{ports['ollama']}", "llama3.2:3b", None, 4096)
+
+
+def router_of(ollama: OllamaModel, ports: dict[str, int], scale: float) -> ModelRouter:
     """As the worker wires it, on a clock `1 / scale` as fast."""
-    ollama = OllamaModel(f"http://127.0.0.1:{ports['ollama']}", "llama3.2:3b", None, 4096)
     gemini = GeminiModel(SecretStr("k"), "gemini-2.5-flash", f"http://127.0.0.1:{ports['gemini']}")
     return ModelRouter({"ollama": ollama, "gemini": gemini}, RULES, tuning=Tuning().scaled(scale))
 
@@ -43,7 +55,8 @@ async def faults(
 ) -> dict[str, Any]:
     """Every scenario at once, each with a router of its own. `steady` is for who has to warm up."""
     del steady
-    routers = {name: router_of(ports[name], scale) for name in ports}
+    ollamas = {name: ollama_of(ports[name]) for name in ports}
+    routers = {name: router_of(ollamas[name], ports[name], scale) for name in ports}
 
     def ask_of(name: str) -> Ask:
         order = scenarios(0)[name].order
@@ -53,10 +66,10 @@ async def faults(
 
         return ask
 
-    found = await drive({name: ask_of(name) for name in ports}, scale=scale, rate=rate, seconds=seconds, seed=seed)
+    found = await arrive({name: ask_of(name) for name in ports}, scale=scale, rate=rate, seconds=seconds, seed=seed)
     for router in routers.values():
         await router.close()
-    return found
+    return {name: result | {"ollama_asked": ollamas[name].asked} for name, result in found.items()}
 
 
 class Nothing:
@@ -65,7 +78,7 @@ class Nothing:
     name = "gemini"
     sees_images = True
 
-    async def complete(self, request: PromptRequest, deadline: Deadline) -> Completion:
+    async def complete(self, request: PromptRequest, deadline: Deadline, bill: Bill | None = None) -> Completion:
         await asyncio.sleep(0)
         return Completion(text="ok", provider="gemini", model="m", finish="stop", prompt_tokens=9, answer_tokens=9)
 
@@ -89,9 +102,9 @@ async def cpu(calls: int) -> float:
     await through(200)
     spent = []
     for work in (direct, through):
-        before = _cpu_s()
+        before = cpu_s()
         await asyncio.gather(*(work(calls // 20) for _ in range(20)))
-        spent.append(1e6 * (_cpu_s() - before) / calls)
+        spent.append(1e6 * (cpu_s() - before) / calls)
     return spent[1] - spent[0]
 
 
@@ -121,37 +134,17 @@ async def streams(port: int, at_once: int, waves: int) -> dict[str, float]:
     return {"through_p95_ms": statistics.median(through_ms), "added_p95_ms": added}
 
 
-def memory_mb() -> float:
-    """Of this process."""
-    status = open("/proc/self/status").read()  # noqa: PTH123, SIM115 - pathlib would be measured too
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
-
-
 async def costs(port: int, at_once: int, waves: int, calls: int) -> dict[str, Any]:
     """Memory with one idle client, then processor time, then streams."""
-    idle = router_of({"ollama": 9, "gemini": 9}, 1.0)
+    nowhere = {"ollama": 9, "gemini": 9}
+    idle = router_of(ollama_of(nowhere), nowhere, 1.0)
     rss_mb = memory_mb()
     await idle.close()
     spent = [await cpu(calls) for _ in range(3)]
     return {"rss_mb": rss_mb, "cpu_us": sorted(spent)[1], **await streams(port, at_once, waves)}
 
 
-def _cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def main() -> None:
-    """Runs one measurement and prints its figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["faults", "costs"])
-    parser.add_argument("how", type=json.loads)
-    options = parser.parse_args()
+if __name__ == "__main__":
     # As the worker does.
     leave_imports_alone()
-    work: dict[str, Any] = {"faults": faults, "costs": costs}
-    print(json.dumps(uvloop.run(work[options.what](**options.how))))
-
-
-if __name__ == "__main__":
-    main()
+    drive({"faults": faults, "costs": costs}, uvloop.run)

@@ -7,18 +7,17 @@ default, and retries once instead of twice.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import os
-import resource
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from llms.faults import OLLAMA_SLOTS, SLO_S, scenarios
-from llms.openloop import Ask, drive, steadily
+from llms.openloop import Ask, arrive, steadily
+from peers.driving import cpu_s, drive, memory_mb
 
 _FIRST_SHARE = 0.47
 
@@ -75,7 +74,25 @@ async def faults(
 
         return ask
 
-    return await drive({name: ask_of(name) for name in ports}, scale=scale, rate=rate, seconds=seconds, seed=seed)
+    asked = counted()
+    found = await arrive({name: ask_of(name) for name in ports}, scale=scale, rate=rate, seconds=seconds, seed=seed)
+    ollamas = {name: f"http://127.0.0.1:{ports[name]['ollama']}" for name in ports}
+    return {name: result | {"ollama_asked": asked[ollamas[name]]} for name, result in found.items()}
+
+
+def counted() -> Counter[str]:
+    """Counts from here on the calls that Routers make, by address: also those that nobody listens to."""
+    import litellm  # noqa: PLC0415
+
+    asked: Counter[str] = Counter()
+    ask = litellm.acompletion
+
+    async def acompletion(*args: Any, **how: Any) -> Any:
+        asked[how["api_base"]] += 1
+        return await ask(*args, **how)
+
+    litellm.acompletion = acompletion
+    return asked
 
 
 def _asking(router: Any) -> Callable[[], Awaitable[None]]:
@@ -96,9 +113,9 @@ async def cpu(calls: int) -> float:
             await router.acompletion(model="gemini", messages=messages, mock_response="ok")
 
     await through(20)
-    before = _cpu_s()
+    before = cpu_s()
     await asyncio.gather(*(through(calls // 20) for _ in range(20)))
-    return 1e6 * (_cpu_s() - before) / calls
+    return 1e6 * (cpu_s() - before) / calls
 
 
 async def streams(port: int, at_once: int, waves: int) -> dict[str, float]:
@@ -115,12 +132,6 @@ async def streams(port: int, at_once: int, waves: int) -> dict[str, float]:
     return {"through_p95_ms": sorted(taken)[int(0.95 * len(taken))]}
 
 
-def memory_mb() -> float:
-    """Of this process."""
-    status = open("/proc/self/status").read()  # noqa: PTH123, SIM115 - pathlib would be measured too
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
-
-
 async def costs(port: int, at_once: int, waves: int, calls: int) -> dict[str, Any]:
     """Memory with one idle client, then processor time, then streams."""
     idle = router_of({"ollama": 9, "gemini": 9}, 1.0)
@@ -130,26 +141,9 @@ async def costs(port: int, at_once: int, waves: int, calls: int) -> dict[str, An
     return {"rss_mb": rss_mb, "cpu_us": sorted(spent)[1], **await streams(port, at_once, waves)}
 
 
-def _cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def main() -> None:
-    """Runs one measurement and prints its figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["faults", "costs"])
-    parser.add_argument("how", type=json.loads)
-    options = parser.parse_args()
+if __name__ == "__main__":
     # It would ask a server for prices, and write to the terminal at every failure.
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     logging.disable(logging.CRITICAL)
-    work: dict[str, Any] = {"faults": faults, "costs": costs}
-    found = asyncio.run(work[options.what](**options.how))
-    print(json.dumps(found), flush=True)
     # Its threads and loggers may take their time.
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+    drive({"faults": faults, "costs": costs}, leave=True)
