@@ -144,10 +144,12 @@ def faults(bench: Bench) -> list[Bar]:
         for name in names:
             ahead = rows[name, OURS].share - rows[name, other].share
             bars.append(Bar(f"{name}: ahead of {other}", ahead, "points", 0.0, least=True))
+            if not rows[name, other].ms:
+                continue
             p95 = [percentile(rows[name, who].ms, 0.95) for who in (OURS, other)]
             # Where both answer all, ahead is who does it in less time.
             limit = 1.0 if ahead == 0 else None
-            bars.append(Bar(f"{name}: p95 of good answers / {other}", p95[0] / max(1.0, p95[1]), "x", limit))
+            bars.append(Bar(f"{name}: p95 of good answers / {other}", p95[0] / p95[1], "x", limit))
         for note, some in (("", names), (f", all but {names[-1]}", names[:-1])):
             wasted = [sum(rows[name, who].sent["wasted"] for name in some) for who in (OURS, other)]
             # Tuned, it gives calls up instead of wasting them; in a quick run everybody is still learning.

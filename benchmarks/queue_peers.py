@@ -87,9 +87,10 @@ class Bench:
             "pgqueuer": [str(PEERS / "bin" / "python"), "-m", "peers.drive_pgqueuer"],
             "procrastinate": [str(PEERS / "bin" / "python"), "-m", "peers.drive_procrastinate"],
         }
+        how = {"batch": BATCH} if what in ("drain", "logged", "bare") else {}
         async with database(self.url, f"bench_{who}") as url:
             process = await asyncio.create_subprocess_exec(
-                *(*programs[who], what, url, "--jobs", str(jobs), "--batch", str(BATCH)),
+                *(*programs[who], what, json.dumps(how | {"url": url, "jobs": jobs})),
                 cwd=HERE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL if what == "logged" else None,
@@ -236,7 +237,7 @@ async def shared_drain(url: str, jobs: int, crowd: int) -> float:
     await connection.execute("checkpoint")
     workers = [
         await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "queueing.ours", "share", url, "--batch", str(BATCH)),
+            *(sys.executable, "-m", "queueing.ours", "share", json.dumps({"url": url, "batch": BATCH})),
             cwd=HERE,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -1,15 +1,14 @@
-"""pgqueuer at the same work: `python drive_pgqueuer.py WHAT URL [--jobs N] [--batch K]`. Prints JSON."""
+"""pgqueuer at the same work: `python -m peers.drive_pgqueuer WHAT JSON`. Prints JSON."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import time
 from typing import Any
 
 import asyncpg
 import uvloop
+from peers.driving import drive
 from peers.metering import Metering, settle
 from pgqueuer import PgQueuer, Queries
 from pgqueuer.db import AsyncpgDriver
@@ -71,7 +70,7 @@ async def enqueue(url: str, jobs: int) -> dict[str, float]:
     return metering.figures
 
 
-async def latency(url: str, samples: int) -> dict[str, Any]:
+async def latency(url: str, jobs: int) -> dict[str, Any]:
     """Milliseconds from the call of enqueue to the start of the handler, one job at a time."""
     client = await installed(url)
     queries = Queries(AsyncpgDriver(client))
@@ -84,7 +83,7 @@ async def latency(url: str, samples: int) -> dict[str, Any]:
 
     running = asyncio.create_task(manager.run(batch_size=10))
     taken = []
-    for _ in range(samples + 20):
+    for _ in range(jobs + 20):
         sent = time.perf_counter()
         await queries.enqueue([NAME], [b"{}"], [0])
         taken.append(1000 * (await begun.get() - sent))
@@ -95,23 +94,5 @@ async def latency(url: str, samples: int) -> dict[str, Any]:
     return {"ms": taken[20:]}
 
 
-def main() -> None:
-    """Runs one measurement and prints its figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["drain", "enqueue", "latency"])
-    parser.add_argument("url")
-    parser.add_argument("--jobs", type=int, default=20_000)
-    parser.add_argument("--batch", type=int, default=50)
-    options = parser.parse_args()
-    match options.what:
-        case "drain":
-            work: Any = drain(options.url, options.jobs, options.batch)
-        case "enqueue":
-            work = enqueue(options.url, options.jobs)
-        case _:
-            work = latency(options.url, options.jobs)
-    print(json.dumps(uvloop.run(work)))
-
-
 if __name__ == "__main__":
-    main()
+    drive({"drain": drain, "enqueue": enqueue, "latency": latency}, uvloop.run)

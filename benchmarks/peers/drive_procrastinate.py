@@ -1,10 +1,8 @@
-"""procrastinate at the same work: `python drive_procrastinate.py WHAT URL [--jobs N] [--batch K]`. Prints JSON."""
+"""procrastinate at the same work: `python -m peers.drive_procrastinate WHAT JSON`. Prints JSON."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import logging
 import time
 from importlib.resources import files
@@ -12,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import uvloop
+from peers.driving import drive
 from peers.metering import Metering, settle
 from procrastinate import App, PsycopgConnector
 
@@ -74,7 +73,7 @@ async def enqueue(url: str, jobs: int) -> dict[str, float]:
     return metering.figures
 
 
-async def latency(url: str, samples: int) -> dict[str, Any]:
+async def latency(url: str, jobs: int) -> dict[str, Any]:
     """Milliseconds from the call of defer to the start of the task, one job at a time."""
     client = await installed(url)
     begun: asyncio.Queue[float] = asyncio.Queue()
@@ -85,7 +84,7 @@ async def latency(url: str, samples: int) -> dict[str, Any]:
             app.run_worker_async(queues=[QUEUE], concurrency=5, install_signal_handlers=False)
         )
         await asyncio.sleep(1)
-        for _ in range(samples + 5):
+        for _ in range(jobs + 5):
             sent = time.perf_counter()
             await job.defer_async()
             taken.append(1000 * (await begun.get() - sent))
@@ -96,25 +95,7 @@ async def latency(url: str, samples: int) -> dict[str, Any]:
     return {"ms": taken[5:]}
 
 
-def main() -> None:
-    """Runs one measurement and prints its figures."""
+if __name__ == "__main__":
     # Two lines a job at INFO would be measured too.
     logging.disable(logging.WARNING)
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["drain", "enqueue", "latency"])
-    parser.add_argument("url")
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=50)
-    options = parser.parse_args()
-    match options.what:
-        case "drain":
-            work: Any = drain(options.url, options.jobs, options.batch)
-        case "enqueue":
-            work = enqueue(options.url, options.jobs)
-        case _:
-            work = latency(options.url, options.jobs)
-    print(json.dumps(uvloop.run(work)))
-
-
-if __name__ == "__main__":
-    main()
+    drive({"drain": drain, "enqueue": enqueue, "latency": latency}, uvloop.run)

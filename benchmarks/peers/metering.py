@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from typing import Any, Self
+
+from peers.driving import cpu_s
 
 _METERS = "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint, pg_current_xact_id()::text::bigint"
 
@@ -25,11 +26,11 @@ class Metering:
     async def __aenter__(self) -> Self:
         # Reading takes one transaction of its own.
         self._before = await self._connection.fetchrow(_METERS)
-        self._cpu, self._started = _cpu_s(), time.perf_counter()
+        self._cpu, self._started = cpu_s(), time.perf_counter()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        seconds, cpu = time.perf_counter() - self._started, _cpu_s() - self._cpu
+        seconds, cpu = time.perf_counter() - self._started, cpu_s() - self._cpu
         after = await self._connection.fetchrow(_METERS)
         self.figures = {
             "rate": self._jobs / seconds,
@@ -43,8 +44,3 @@ async def settle(connection: Any, table: str) -> None:
     """Statistics and a checkpoint, so that no run pays for the one before it."""
     await connection.execute(f"vacuum analyze {table}")
     await connection.execute("checkpoint")
-
-
-def _cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime

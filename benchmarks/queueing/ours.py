@@ -1,4 +1,4 @@
-"""aiworker's queue and scheduler at work, as a process: `python -m queueing.ours WHAT URL [OPTIONS]`. Prints JSON.
+"""aiworker's queue and scheduler at work, as a process: `python -m queueing.ours WHAT JSON`. Prints JSON.
 
 The analysis does nothing; everything around it is the product's: claim, lease, task, input and result models, metrics,
 batched and fenced finalisation. A job counts when its end is committed; its row and its JSON result are kept.
@@ -6,9 +6,7 @@ batched and fenced finalisation. A job counts when its end is committed; its row
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +17,7 @@ from uuid import uuid4
 
 import asyncpg
 import uvloop
+from peers.driving import drive
 from peers.metering import Metering, settle
 
 from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, JobInput, Tools
@@ -106,9 +105,9 @@ async def until_ended(metrics: Metrics, jobs: int) -> None:
         await asyncio.sleep(0.002)
 
 
-async def drain(url: str, jobs: int, slots: int) -> dict[str, float]:
-    """Jobs that are all there before it begins, by one worker with `slots` slots."""
-    async with opened(url) as (queue, connection), working(queue, url, slots) as metrics:
+async def drain(url: str, jobs: int, batch: int) -> dict[str, float]:
+    """Jobs that are all there before it begins, by one worker with slots for two batches."""
+    async with opened(url) as (queue, connection), working(queue, url, 2 * batch) as metrics:
         await fill(connection, WARM_UP)
         await until_ended(metrics, WARM_UP)
         await queue.pause()
@@ -120,9 +119,15 @@ async def drain(url: str, jobs: int, slots: int) -> dict[str, float]:
         return metering.figures | {"left": await connection.fetchval(LEFT)}
 
 
-async def share(url: str, slots: int) -> dict[str, float]:
+async def logged(url: str, jobs: int, batch: int) -> dict[str, float]:
+    """The same with a line of log for each."""
+    configure_logging("INFO", "bench")
+    return await drain(url, jobs, batch)
+
+
+async def share(url: str, batch: int) -> dict[str, float]:
     """Drains what others drain too, from when it says that it is ready until it is sent a line."""
-    async with PostgresQueue(url) as queue, working(queue, url, slots, worker_id=str(uuid4())) as metrics:
+    async with PostgresQueue(url) as queue, working(queue, url, 2 * batch, worker_id=str(uuid4())) as metrics:
         await queue.depth()
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
@@ -161,7 +166,7 @@ async def enqueue(url: str, jobs: int) -> dict[str, float]:
         return metering.figures
 
 
-async def latency(url: str, samples: int) -> dict[str, Any]:
+async def latency(url: str, jobs: int) -> dict[str, Any]:
     """Milliseconds from the call of enqueue to the start of the handler, one job at a time."""
     begun: asyncio.Queue[float] = asyncio.Queue()
 
@@ -171,7 +176,7 @@ async def latency(url: str, samples: int) -> dict[str, Any]:
 
     taken = []
     async with opened(url) as (queue, _), working(queue, url, 5, note) as metrics, PostgresQueue(url) as client:
-        for number in range(samples + 20):
+        for number in range(jobs + 20):
             sent = time.perf_counter()
             await client.enqueue(NewJob(uuid4(), KIND, {}))
             taken.append(1000 * (await begun.get() - sent))
@@ -180,29 +185,10 @@ async def latency(url: str, samples: int) -> dict[str, Any]:
     return {"ms": taken[20:], "poll_ms": 1000 * POLL_S}
 
 
-def main() -> None:
-    """Runs one measurement and prints its figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["drain", "logged", "bare", "enqueue", "latency", "share"])
-    parser.add_argument("url")
-    parser.add_argument("--jobs", type=int, default=20_000)
-    parser.add_argument("--batch", type=int, default=50)
-    options = parser.parse_args()
-    configure_logging("INFO" if options.what == "logged" else "WARNING", "bench")
-    leave_imports_alone()
-    match options.what:
-        case "drain" | "logged":
-            work = drain(options.url, options.jobs, 2 * options.batch)
-        case "share":
-            work = share(options.url, 2 * options.batch)
-        case "bare":
-            work = bare(options.url, options.jobs, options.batch)
-        case "enqueue":
-            work = enqueue(options.url, options.jobs)
-        case _:
-            work = latency(options.url, options.jobs)
-    print(json.dumps(uvloop.run(work)))
-
-
 if __name__ == "__main__":
-    main()
+    configure_logging("WARNING", "bench")
+    leave_imports_alone()
+    drive(
+        {"drain": drain, "logged": logged, "bare": bare, "enqueue": enqueue, "latency": latency, "share": share},
+        uvloop.run,
+    )
