@@ -65,13 +65,14 @@ class Flight:
         nudge: Callable[..., None],
     ) -> None:
         self._around = around
-        self._lane = around.lanes[name]
+        self._lane = lane = around.lanes[name]
         self._nudge = nudge
         loop = asyncio.get_running_loop()
         self._granted: asyncio.Future[bool] = loop.create_future()
         moment = around.clock()
         self.since = moment.now
-        self.bill = Bill(on_repair=self._repairs)
+        # Nothing that the flight holds may hold the flight: such a circle keeps the request's pictures.
+        self.bill = Bill(on_repair=lambda: lane.repairs(around.clock()))
         self.call = self._lane.enter(
             moment, size, deadline=deadline.at, unknown_s=unknown_s, on_end_of_line=self._end_of_line
         )
@@ -114,9 +115,6 @@ class Flight:
     def _left(self) -> None:
         if reason := self._lane.left(self._around.clock(), self.call, self.bill.cost_usd):
             self._around.measures.left(self._lane.name, reason, self.bill.cost_usd)
-
-    def _repairs(self) -> None:
-        self._lane.repairs(self._around.clock())
 
     @staticmethod
     async def take_back(flights: Iterable[Flight]) -> None:

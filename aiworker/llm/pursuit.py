@@ -147,7 +147,8 @@ class Pursuit:
                 lane = self._around.lanes[name]
                 self._tried(name, lane.rests_because(self._around.clock()) or lane.breaker.code)
             except ProviderError as error:
-                self._errors[name] = error
+                # Its frames hold the flight, which holds the error: a circle with the request's pictures in it.
+                self._errors[name] = error.with_traceback(None)
                 self._tried(name, error.code, final=isinstance(error, _FINAL))
         return None
 

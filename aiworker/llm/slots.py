@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 
+def _nobody(_granted: bool) -> None:
+    """There is nobody left to tell."""
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """A place in line, then a slot. `deadline` orders; `expected_s` is the forecast of the call, None where unknown.
@@ -24,6 +28,12 @@ class Ticket:
     on_end_of_line: Callable[[bool], None]
     granted_at: float | None = None
     gone: bool = field(default=False)
+
+    def end_of_line(self, granted: bool) -> None:
+        """Calls and forgets: whoever is told holds the ticket, and a circle of the two would keep a request's pictures
+        until the collector comes round."""
+        tell, self.on_end_of_line = self.on_end_of_line, _nobody
+        tell(granted)
 
 
 class Slots:
@@ -58,6 +68,7 @@ class Slots:
         if ticket.gone:
             return
         ticket.gone = True
+        ticket.on_end_of_line = _nobody
         if ticket.granted_at is None:
             self._line = [item for item in self._line if item[2] is not ticket]
             heapq.heapify(self._line)
@@ -70,7 +81,7 @@ class Slots:
         line, self._line = self._line, []
         for _, _, ticket in line:
             ticket.gone = True
-            ticket.on_end_of_line(False)
+            ticket.end_of_line(False)
 
     def wait_s(self, now: float, deadline: float, ticket: Ticket | None = None) -> float:
         """The predicted wait of a call with `deadline`; `ticket` is its own, where it is in line already."""
@@ -87,7 +98,7 @@ class Slots:
             _, _, ticket = heapq.heappop(self._line)
             ticket.granted_at = now
             self._running.add(ticket)
-            ticket.on_end_of_line(True)
+            ticket.end_of_line(True)
 
 
 def predicted_wait(running: list[float], ahead: Iterable[float | None]) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -329,6 +331,30 @@ async def test_line_is_sent_away_when_ollama_dies(router: ModelRouter, ollama: F
 async def test_what_stays_here_is_not_sent_elsewhere(router: ModelRouter, gemini: FakeGemini) -> None:
     assert (await router.complete(ask("gemini", "ollama", local_only=True), soon())).skipped == {"gemini": "local_only"}
     assert gemini.requests == []
+
+
+class WatchedRequest(PromptRequest):
+    """A request that can be pointed at without being held."""
+
+
+async def test_a_request_and_its_pictures_go_when_it_is_answered(
+    router: ModelRouter, ollama: FakeOllama, gemini: FakeGemini
+) -> None:
+    """And not when the collector comes round: pictures of a thousand requests may lie there until then."""
+    ollama.script(Reply(status=500, body={"error": "boom"}), Reply(cut_after=1), Reply())
+    gone = []
+    gc.disable()
+    try:
+        for order in (("gemini",), ("ollama", "gemini"), ("ollama", "gemini"), ("ollama",)):
+            request = WatchedRequest("test", "s", "p", order)
+            gone.append(weakref.ref(request))
+            await router.complete(request, soon())
+            del request
+        # A cancelled or finished task is let go of one turn of the loop later.
+        await asyncio.sleep(0)
+        assert [each() for each in gone] == [None] * 4
+    finally:
+        gc.enable()
 
 
 async def test_metrics_say_what_happened(router: ModelRouter, ollama: FakeOllama, metrics: Metrics) -> None:

@@ -1,11 +1,17 @@
-"""How a process ends when a service of it does."""
+"""How a process ends when a service of it does, and what memory it keeps while it runs."""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
+import subprocess
+import sys
+import weakref
 
 import pytest
 
+from aiworker.cli import serve
 from aiworker.cli.serve import run
 from aiworker.domain.errors import ConfigurationError
 
@@ -29,3 +35,51 @@ def test_a_bug_keeps_its_whole_trace() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         run(_services(ZeroDivisionError()))
     assert caught.group_contains(ZeroDivisionError)
+
+
+class _Circle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_circles_go_while_nothing_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "_GARBAGE_EVERY_S", 0.01)
+
+    async def main() -> None:
+        gone = asyncio.Event()
+        weakref.finalize(_Circle(), gone.set)
+        async with asyncio.timeout(20):
+            await gone.wait()
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
+
+
+# Pictures come and go between things that stay. Prints the MB that the heap keeps of those that are gone.
+_PICTURES = """
+import ctypes
+from aiworker.cli.serve import give_memory_back
+give_memory_back()
+stay = []
+for _ in range(2):
+    pictures = []
+    for _ in range(100):
+        pictures.append(bytearray(1 << 20))
+        stay.append(bytearray(2000))
+    del pictures
+class Mallinfo(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Mallinfo
+print(libc.mallinfo2().fordblks >> 20)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc 2.33 or newer")
+def test_pictures_that_are_gone_take_no_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", _PICTURES], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 10
