@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psutil
@@ -17,6 +16,7 @@ import psutil
 from aiworker.domain.errors import DatabaseUnavailable
 from aiworker.domain.job import QueueDepth
 from aiworker.gateway.ops import Checks, Ops
+from aiworker.inference.devices import memory_limit_mb
 from aiworker.inference.policy.supervision import LaneState
 from aiworker.queue.postgres import PostgresQueue
 from aiworker.settings import Settings
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 # Uptime checks give up after a few seconds; a database that takes longer is not one to work with.
 _DATABASE_PATIENCE_S = 2.0
 _REMEMBERED_S = 1.0
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _NOT_CONFIGURED = "not configured"
 
 T = TypeVar("T")
@@ -133,16 +132,6 @@ def described(depth: QueueDepth | None) -> dict[str, Any] | None:
     }
 
 
-def memory_limit() -> int:
-    """Bytes that this process may use: its control group's limit, else the machine's memory."""
-    total = int(psutil.virtual_memory().total)
-    try:
-        limit = _CGROUP_LIMIT.read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
 def _reachable(queue: PostgresQueue) -> Remembered[bool]:
     async def ask() -> bool:
         try:
@@ -195,7 +184,7 @@ def _memory(children: list[dict[str, Any]] | tuple[()]) -> dict[str, float]:
     return {
         "rssMb": round(psutil.Process().memory_info().rss / 1e6, 1),
         "childrenRssMb": round(_children_rss(children) / 1e6, 1),
-        "limitMb": round(memory_limit() / 1e6, 1),
+        "limitMb": round(memory_limit_mb() * 2**20 / 1e6, 1),
     }
 
 
@@ -220,7 +209,7 @@ def _refresh_children(metrics: Metrics, children: list[dict[str, Any]]) -> None:
 
 def _refresh_process(metrics: Metrics) -> None:
     metrics.rss.set(psutil.Process().memory_info().rss)
-    metrics.memory_limit.set(memory_limit())
+    metrics.memory_limit.set(memory_limit_mb() * 2**20)
 
 
 def _token(settings: Settings) -> str | None:

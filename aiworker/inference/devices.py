@@ -63,6 +63,11 @@ def read_machine(ollama: OllamaShare | None = None, *, nvml: Any = None, root: P
     return Machine(int(cores), total_mb, max(0.0, free_mb), gpus, ollama, limited_by)
 
 
+def memory_limit_mb(root: Path = Path("/")) -> float:
+    """The smaller of the machine's memory and what its control groups leave this process, in MiB."""
+    return min(psutil.virtual_memory().total / _MB, _cgroup(root)[0])
+
+
 def visible(gpus: Sequence[Gpu], names: str | None) -> tuple[Gpu, ...]:
     """As CUDA reads CUDA_VISIBLE_DEVICES: numbers or beginnings of UUIDs, up to the first that names no GPU."""
     if names is None:

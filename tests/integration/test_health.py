@@ -11,8 +11,9 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from aiworker.cli.health import Remembered, gateway_ops, memory_limit
+from aiworker.cli.health import Remembered, gateway_ops
 from aiworker.gateway.ops import Ops, build_ops_app
+from aiworker.inference.devices import memory_limit_mb
 from aiworker.queue.postgres import PostgresQueue
 from aiworker.settings import load_settings
 from aiworker.telemetry.metrics import Metrics
@@ -88,7 +89,7 @@ async def test_the_gateway_in_the_seeds_shape(database_url: str) -> None:
             samples = values(await response.text())
     assert (status, body["status"], body["checks"]) == (200, "healthy", {"database": True})
     assert {"uptime", "timestamp", "version", "versions", "queue", "memory"} <= body.keys()
-    assert body["memory"]["limitMb"] == pytest.approx(memory_limit() / 1e6, abs=0.1)
+    assert body["memory"]["limitMb"] == pytest.approx(memory_limit_mb() * 2**20 / 1e6, abs=0.1)
     assert samples["aiworker_queue_jobs", "pending"] == 0
     assert samples["process_open_fds", ""] > 0
 

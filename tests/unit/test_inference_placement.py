@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aiworker.cli.placement import described, ollama_is_here
 from aiworker.domain.errors import ConfigurationError
-from aiworker.inference.devices import Gpu, Machine, OllamaShare, read_gpus, read_machine, visible
+from aiworker.inference.devices import Gpu, Machine, OllamaShare, memory_limit_mb, read_gpus, read_machine, visible
 from aiworker.inference.placement import Needs, Wishes, place
 
 _T4, _L4 = ("Tesla T4", 15_000, 14_500), ("L4", 23_000, 22_000)
@@ -189,7 +189,9 @@ def _tree(root: Path, files: dict[str, str]) -> Path:
     ids=["v2 nested", "v1", "container root"],
 )
 def test_the_narrowest_cgroup_counts(tmp_path: Path, files: dict[str, str]) -> None:
-    machine = read_machine(nvml=FakeNvml(None), root=_tree(tmp_path, files))
+    root = _tree(tmp_path, files)
+    machine = read_machine(nvml=FakeNvml(None), root=root)
+    assert memory_limit_mb(root) == machine.memory_mb
     assert (machine.cores, machine.memory_mb, machine.free_mb, machine.limited_by) == (1, 200.0, 150.0, "cgroup")
 
 
