@@ -1,4 +1,4 @@
-"""What benchmarks beside peers share: a line of a table with its bar, the table, and an environment for the peers."""
+"""What benchmarks share: a line of a table with its bar, the table, and an environment for peers."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,8 +27,8 @@ from uuid import uuid4
 
 import aiohttp
 import asyncpg
+from beside import Bar, percentile, table_of
 from rich.console import Console
-from rich.table import Table
 
 from aiworker.cli.client import GatewayClient, GatewayError, photo_url
 from aiworker.cli.stack import running_stack
@@ -51,26 +50,6 @@ class Sizes:
 
 FULL = Sizes(load_s=30, picks=300, floors=200, demos=5)
 QUICK = Sizes(load_s=6, picks=50, floors=40, demos=1)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One line of the table; `limit` None is shown but not checked."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None
-
-    @property
-    def met(self) -> bool:
-        return self.limit is None or self.value < self.limit
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Nearest rank."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 async def enqueue_under_load(client: GatewayClient, seconds: float) -> tuple[list[float], int]:
@@ -190,7 +169,7 @@ async def measure(sizes: Sizes, console: Console) -> list[Bar]:
         Bar("enqueue p50 at 100 req/s, worker busy", percentile(loaded, 0.50), "ms"),
         Bar("enqueue p95 at 100 req/s, worker busy", percentile(loaded, 0.95), "ms", 50),
         Bar("enqueue p99 at 100 req/s, worker busy", percentile(loaded, 0.99), "ms"),
-        Bar("enqueues that failed", float(failed), "", 1),
+        Bar("enqueues that failed", float(failed), "", 0),
         Bar("pick-up p50 (created to started)", percentile(picked, 0.50), "ms", 10),
         Bar("pick-up p99", percentile(picked, 0.99), "ms"),
         Bar("enqueue as bare SQL, p50 (the floor)", percentile(bare, 0.50), "ms"),
@@ -198,18 +177,6 @@ async def measure(sizes: Sizes, console: Console) -> list[Bar]:
         Bar("HTTP / floor", percentile(http, 0.50) / percentile(bare, 0.50), "x"),
         Bar("demo, warm, median", statistics.median(demos), "s", 20),
     ]
-
-
-def table_of(bars: list[Bar]) -> Table:
-    """The figures beside their bars."""
-    table = Table(title=f"front door, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    for heading in ("measure", "figure", "bar", ""):
-        table.add_column(heading, justify="right" if heading in ("figure", "bar") else "left")
-    for bar in bars:
-        limit = "" if bar.limit is None else f"< {bar.limit:g} {bar.unit}"
-        verdict = "" if bar.limit is None else ("met" if bar.met else "MISSED")
-        table.add_row(bar.name, f"{bar.value:.2f} {bar.unit}", limit, verdict)
-    return table
 
 
 def main() -> None:
@@ -221,7 +188,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(highlight=False)
     bars = asyncio.run(measure(QUICK if options.quick else FULL, console))
-    console.print(table_of(bars))
+    console.print(table_of(bars, "front door"))
     if options.json:
         figures = [{"name": b.name, "value": b.value, "unit": b.unit, "limit": b.limit, "met": b.met} for b in bars]
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

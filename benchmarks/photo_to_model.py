@@ -12,21 +12,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import statistics
 import sys
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import BytesIO
 from math import ceil
 from pathlib import Path
 
 import uvloop
+from beside import Bar, table_of
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
 from aiworker.domain.deadline import Deadline
 from aiworker.llm.gemini import PIXELS
@@ -36,20 +35,6 @@ from aiworker.media.fetch import HttpImageSource, MediaLimits
 PHONE = (4032, 3024)
 TILE, TOKENS_PER_TILE = 768, 258
 _TICK_S = 0.001
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One line of the table; `limit` None is shown but not checked."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None
-
-    @property
-    def missed(self) -> bool:
-        return self.limit is not None and self.value > self.limit
 
 
 def phone_photo() -> bytes:
@@ -143,17 +128,10 @@ def main() -> int:
     asked = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         bars = runner.run(measure(3 if asked.quick else 15))
-    table = Table(title=f"a phone's photo on its way to a model, Python {platform.python_version()}")
-    for heading in ("measure", "value", "bar", ""):
-        table.add_column(heading)
-    for bar in bars:
-        limit = "" if bar.limit is None else f"<= {bar.limit:g} {bar.unit}"
-        verdict = "" if bar.limit is None else "missed" if bar.missed else "ok"
-        table.add_row(bar.name, f"{bar.value:.3g} {bar.unit}", limit, verdict)
-    Console().print(table)
+    Console().print(table_of(bars, "a phone's photo on its way to a model"))
     if asked.json:
-        asked.json.write_text(json.dumps([asdict(bar) for bar in bars], indent=1))
-    return int(asked.check and any(bar.missed for bar in bars))
+        asked.json.write_text(json.dumps([asdict(bar) | {"met": bar.met} for bar in bars], indent=1))
+    return int(asked.check and not all(bar.met for bar in bars))
 
 
 if __name__ == "__main__":
