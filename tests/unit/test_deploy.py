@@ -71,7 +71,7 @@ def test_services_of_ours_are_read_only_and_without_privileges() -> None:
 @pytest.mark.parametrize("image", IMAGES)
 def test_images_are_pinned_not_root_and_checked(image: str) -> None:
     text = (ROOT / image).read_text()
-    assert re.search(r"^ARG BASE=\S+:\d+\.\d+\.\d+-\S+$", text, re.MULTILINE)
+    assert re.search(r"^ARG BASE=\S+:\d+\.\d+\.\d+-\S+@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
     assert re.search(r"^USER 10001$", text, re.MULTILINE)
     assert "HEALTHCHECK" in text
     assert re.search(r'^ENTRYPOINT \["tini", "--", "aiworker"\]$', text, re.MULTILINE)
@@ -80,6 +80,20 @@ def test_images_are_pinned_not_root_and_checked(image: str) -> None:
     assert torch
     assert setup
     assert torch[1] == setup[1]
+
+
+def test_both_images_have_the_same_base_and_pip_to_get_weights_with() -> None:
+    bases = {re.search(r"^ARG BASE=(\S+)", (ROOT / image).read_text(), re.MULTILINE)[1] for image in IMAGES}  # type: ignore[index]
+    assert len(bases) == 1
+    for image in IMAGES:
+        assert not re.search(r"uninstall[^&]*\bpip\b", (ROOT / image).read_text())
+
+
+def test_images_of_others_are_pinned_by_version_and_digest() -> None:
+    foreign = {name: service["image"] for name, service in compose()["services"].items() if "build" not in service}
+    assert foreign.keys() == {"postgres", "ollama", "prometheus"}
+    for name, image in foreign.items():
+        assert re.fullmatch(r"\S+:v?\d+\.\d+\S*@sha256:[0-9a-f]{64}", image), name
 
 
 def test_what_images_leave_out_is_in_the_constraints() -> None:
