@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -82,23 +82,36 @@ class Driver:
         start = time.time()
         match phase.load:
             case "jobs":
-                plan = arrivals(phase, self._kinds, self._rng)
-                sends = [self._at(start + each.at, self._job(phase.name, each, start)) for each in plan]
+                sends = self._jobs(phase, start)
             case "requests":
-                count = int(phase.rate * phase.seconds)
-                dues = [start + number / phase.rate for number in range(count)]
-                sends = [self._at(due, self._request(phase.name, due)) for due in dues]
+                sends = self._requests(phase, phase.rate, start)
             case "users":
-                end = start + phase.seconds
-                dues = [start + self._rng.uniform(0, _POLL_S) for _ in range(int(phase.rate))]
-                self._users += [asyncio.create_task(self._user(phase.name, due, end)) for due in dues]
+                self._arrive(phase, phase.rate, start)
                 sends = []
+            case "everything":
+                sends = self._jobs(phase, start) + self._requests(phase, 5 * phase.rate, start)
+                self._arrive(phase, 2 * phase.rate, start)
         await asyncio.gather(*sends, _until(start + phase.seconds))
         await self._cancel_put_off(phase.name)
 
     async def finish(self) -> None:
         """Returns when every user has seen the result of the last job."""
         await asyncio.gather(*self._users)
+        self._users.clear()
+
+    def _jobs(self, phase: Phase, start: float) -> list[Coroutine[Any, Any, None]]:
+        plan = arrivals(phase, self._kinds, self._rng)
+        return [self._at(start + each.at, self._job(phase.name, each, start)) for each in plan]
+
+    def _requests(self, phase: Phase, rate: float, start: float) -> list[Coroutine[Any, Any, None]]:
+        dues = [start + number / rate for number in range(int(rate * phase.seconds))]
+        return [self._at(due, self._request(phase.name, due)) for due in dues]
+
+    def _arrive(self, phase: Phase, users: float, start: float) -> None:
+        """They stay until each has seen the result of its last job."""
+        dues = [start + self._rng.uniform(0, _POLL_S) for _ in range(int(users))]
+        end = start + phase.seconds
+        self._users += [asyncio.create_task(self._user(phase.name, due, end)) for due in dues]
 
     async def _at(self, due: float, send: Callable[[], Awaitable[Any]]) -> None:
         await _until(due)
@@ -108,17 +121,21 @@ class Driver:
         return lambda: self._enqueue(phase, arrival.kind, start + arrival.at)
 
     def _request(self, phase: str, due: float) -> Callable[[], Awaitable[Any]]:
+        dice = self._rng.random()
+        return lambda: self._other(phase, due, dice)
+
+    async def _other(self, phase: str, due: float, dice: float) -> None:
         """Half ask for a status, the rest is new jobs (put off, so that they cost the gateway and not the worker),
         cancels of those, and requests that the cache answers."""
-        dice, log = self._rng.random(), self.log
         text = next((kind for kind in self._kinds if kind.name == "sofia_text"), self._kinds[0])
-        if dice < 0.2 or (dice < 0.4 and not log.put_off):
-            return lambda: self._enqueue(phase, text, due, delaySeconds=_ONE_HOUR_S)
-        if dice < 0.4:
-            return lambda: self._cancel(phase, due)
-        if dice < 0.5:
-            return lambda: self._enqueue(phase, text, due, useCache=True, input={"text": "um pão com manteiga"})
-        return lambda: self._status(phase, self._rng.choice(log.sent).job_id, due)
+        if dice < 0.2 or (dice < 0.4 and not self.log.put_off):
+            await self._enqueue(phase, text, due, delaySeconds=_ONE_HOUR_S)
+        elif dice < 0.4:
+            await self._cancel(phase, due)
+        elif dice < 0.5 or not self.log.sent:
+            await self._enqueue(phase, text, due, useCache=True, input={"text": "um pão com manteiga"})
+        else:
+            await self._status(phase, self._rng.choice(self.log.sent).job_id, due)
 
     async def _user(self, phase: str, at: float, end: float) -> None:
         while at < end:

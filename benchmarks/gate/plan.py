@@ -12,14 +12,22 @@ from gate.mix import Kind
 DAY_MEAN = 3650 / 86_400
 """Jobs a second, from 3,650 calls a day."""
 
-Load = Literal["jobs", "requests", "users"]
+REST_S = 25.0
+"""Longer than unused connections stay open (15 s): what is still there after it was not given back."""
+_ROUND_S = 150.0
+_FEWEST_ROUNDS = 6
+_EMPTYING_S = 10.0
+
+Load = Literal["jobs", "requests", "users", "everything"]
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """`rate` is jobs a second (`jobs`), requests a second (`requests`), or how many `users` enqueue and poll.
+    """`rate` is jobs a second (`jobs`), requests a second (`requests`), or how many `users` enqueue and poll;
+    `everything` is that many jobs, five times as many requests, and twice as many users.
 
-    `within_capacity` says whether the targets for latency hold in it; `settle` waits for an empty queue first.
+    `within_capacity` says whether the targets for latency hold in it; `settle` waits for an empty queue first; after
+    it, `rest_s` seconds go by without load once the queue is empty.
     """
 
     name: str
@@ -30,6 +38,7 @@ class Phase:
     within_capacity: bool = True
     settle: bool = False
     at_least: int = 0
+    rest_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,19 @@ def phases(scale: Literal["quick", "full"]) -> tuple[Phase, ...]:
         Phase("steady", "5 jobs/s", "jobs", 5.0, seconds(20, 75)),
         Phase("overload", "overload, 10 jobs/s", "jobs", 10.0, seconds(8, 40), within_capacity=False),
         Phase("recovery", "recovery, 1 job/s", "jobs", 1.0, seconds(10, 30), settle=True),
+    )
+
+
+def soak_phases(seconds: float) -> tuple[Phase, ...]:
+    """About that long in rounds of load and rest: memory is compared from rest to rest."""
+    rounds = max(_FEWEST_ROUNDS, round(seconds / _ROUND_S))
+    load_s = max(1.0, seconds / rounds - REST_S - _EMPTYING_S)
+    return (
+        Phase("warm_up", "warm-up", "jobs", 1.0, 15, within_capacity=False),
+        *(
+            Phase(f"round_{number}", f"round {number} of {rounds}", "everything", 2.0, load_s, rest_s=REST_S)
+            for number in range(1, rounds + 1)
+        ),
     )
 
 

@@ -63,8 +63,8 @@ def page(run: Mapping[str, Any]) -> str:
         _memory(run),
         "<h2>Images in a batch</h2>",
         _over_time(run, {"mean of the last second": "batch"}, "images"),
-        "<h2>Open files</h2>",
-        _over_time(run, {"gateway, worker, children": "files"}, "files"),
+        "<h2>Handles</h2>",
+        _over_time(run, {"open files": "files", "threads": "threads", "connections": "connections"}, "how many"),
     ]
     if run.get("old_design"):
         body += ["<h2>The old design on the same load</h2>", _old(run["old_design"])]

@@ -95,6 +95,17 @@ def show_phases(console: Console, phases: Mapping[str, Mapping[str, Any]]) -> No
     console.print(table)
 
 
+def show_old(console: Console, old: Mapping[str, Mapping[str, Any]]) -> None:
+    """What the design before this one reached on the same load."""
+    table = Table(title="the old design on the same load", title_justify="left")
+    for heading in ("load", "jobs done", "pick-up p50", "p95", "end to end p50", "p95"):
+        table.add_column(heading, justify="left" if heading == "load" else "right")
+    for name, run in old.items():
+        times = (run[what].get(key) for what in ("pickup_s", "end_to_end_s") for key in ("p50", "p95"))
+        table.add_row(name, f"{run['rate']:.2f}/s", *("-" if each is None else f"{each:.2f} s" for each in times))
+    console.print(table)
+
+
 def show_changes(console: Console, changes: Sequence[tuple[str, float, float, str]]) -> None:
     """Only what is more than noise."""
     told = [each for each in changes if each[3] not in ("noise", "same")]

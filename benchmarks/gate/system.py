@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from aiworker.cli.stack import Stack, running_stack
-from aiworker.domain.errors import WeightsUnavailable
+from aiworker.domain.errors import ConfigurationError, WeightsUnavailable
 from aiworker.inference.weights import pull_weights, resolve_weights
 from aiworker.settings import load_settings
 from gate.stand_ins import OLLAMA_PARALLEL, Addresses
@@ -95,8 +95,13 @@ def environment(before: Mapping[str, str], places: Addresses, weights: Path, *, 
 
 @asynccontextmanager
 async def running_system(say: Callable[[str], None], *, live: bool) -> AsyncIterator[System]:
-    """With `live`, Ollama and Gemini are those of the environment. Variables that are set win over the gate's own."""
+    """With `live`, Ollama and Gemini are those of the environment. Variables that are set win over the gate's own.
+
+    Raises ConfigurationError where `live` finds neither, WeightsUnavailable.
+    """
     configured = load_settings()
+    if live and not (configured.ollama_url or configured.gemini_api_key):
+        raise ConfigurationError("--live asks the models of the environment: set OLLAMA_URL, GEMINI_API_KEY or both")
     weights = await asyncio.to_thread(_weights, configured.yolo_model, configured.models_dir)
     home = Path.cwd()
     folder = Path(tempfile.mkdtemp(prefix="aiworker-gate-"))

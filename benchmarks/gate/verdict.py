@@ -126,15 +126,6 @@ def against_old(
     ]
 
 
-def growth(values: Sequence[float]) -> float:
-    """By how many per cent the last quarter's median is above the second quarter's: the first is warming up."""
-    quarter = len(values) // 4
-    if quarter == 0:
-        return math.nan
-    before, after = percentile(values[quarter : 2 * quarter], 0.5), percentile(values[-quarter:], 0.5)
-    return 100 * (after / before - 1)
-
-
 def changes(before: Mapping[str, float], now: Mapping[str, float]) -> list[tuple[str, float, float, str]]:
     """(name, before, now, verdict) of every figure that both runs have; lower is better in all of them."""
     found = []

@@ -1,10 +1,10 @@
-"""Looks at the running system about once a second: queue, memory, open files, batches."""
+"""Looks at the running system about once a second: queue, memory, handles, batches."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 _EVERY_S = 1.0
 _DEPTH = """
 select count(*) filter (where status = 'pending' and run_after <= now()) as pending,
-       count(*) filter (where status = 'processing') as processing
+       count(*) filter (where status = 'processing') as processing,
+       (select count(*) from pg_stat_activity where backend_type = 'client backend') as connections
   from public.analysis_jobs where status in ('pending', 'processing')"""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`at` seconds since the start. Memory in MB by process group (shared pages counted once), `files` open ones of
-    gateway, worker and children, `batches` and `images` since the worker began."""
+    """`at` seconds since the start. Memory in MB by process group, shared pages counted once; `buffers` are those of
+    PostgreSQL. `files` and `threads` of gateway, worker and children, `connections` of PostgreSQL, `series` of the
+    worker's metrics. `batches` and `images` since the worker began."""
 
     at: float
     phase: str
@@ -32,6 +34,9 @@ class Sample:
     processing: int
     memory_mb: Mapping[str, float]
     files: int
+    threads: int
+    connections: int
+    series: int
     batches: float
     images: float
 
@@ -67,8 +72,8 @@ class Watch:
 
     async def look(self) -> Sample:
         depth = await self._database.fetchrow(_DEPTH)
-        batches, images = await self._batches()
-        memory, files = await asyncio.to_thread(_memory_and_files, self._processes)
+        batches, images, series = await self._metrics()
+        memory, files, threads = await asyncio.to_thread(_resources, self._processes)
         sample = Sample(
             time.time() - self._started,
             self.phase,
@@ -76,23 +81,28 @@ class Watch:
             depth["processing"] if depth else 0,
             memory,
             files,
+            threads,
+            depth["connections"] if depth else 0,
+            series,
             batches,
             images,
         )
         self.samples.append(sample)
         return sample
 
-    async def _batches(self) -> tuple[float, float]:
+    async def _metrics(self) -> tuple[float, float, int]:
+        """Batches, images, and how many series there are."""
         try:
             async with self._session.get(self._metrics_url) as response:
                 text = await response.text()
         except (aiohttp.ClientError, TimeoutError):
-            return 0.0, 0.0
+            return 0.0, 0.0, 0
         families = {family.name: family for family in text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
         found = families["aiworker_inference_batch_size"].samples
         self.batch_buckets = {each.labels["le"]: each.value for each in found if each.name.endswith("_bucket")}
         sums = {each.name.rpartition("_")[2]: each.value for each in found}
-        return sums.get("count", 0.0), sums.get("sum", 0.0)
+        series = sum(len(family.samples) for family in families.values())
+        return sums.get("count", 0.0), sums.get("sum", 0.0), series
 
 
 def postmaster(folder: Path) -> int | None:
@@ -102,9 +112,10 @@ def postmaster(folder: Path) -> int | None:
     return None
 
 
-def _memory_and_files(processes: Mapping[str, int]) -> tuple[dict[str, float], int]:
+def _resources(processes: Mapping[str, int]) -> tuple[dict[str, float], int, int]:
+    """Memory by group, files and threads of our own."""
     memory: dict[str, float] = {}
-    files = 0
+    files = threads = 0
     for name, pid in processes.items():
         try:
             process = psutil.Process(pid)
@@ -113,23 +124,31 @@ def _memory_and_files(processes: Mapping[str, int]) -> tuple[dict[str, float], i
             continue
         for each in (process, *below):
             group = "children" if name == "worker" and each is not process else name
-            memory[group] = memory.get(group, 0.0) + _pss_mb(each)
-            files += _files(each) if name != "postgres" else 0
-    return memory, files
+            private, buffers = _pss_mb(each)
+            memory[group] = memory.get(group, 0.0) + private
+            if name == "postgres":
+                memory["buffers"] = memory.get("buffers", 0.0) + buffers
+            else:
+                memory[group] += buffers
+                files, threads = files + _count(each.num_fds), threads + _count(each.num_threads)
+    return memory, files, threads
 
 
-def _pss_mb(process: psutil.Process) -> float:
+def _pss_mb(process: psutil.Process) -> tuple[float, float]:
+    """What is not shared memory, and what is."""
+    sizes = {"Pss": 0.0, "Pss_Shmem": 0.0}
     try:
         for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024 / 1e6
+            name, _, rest = line.partition(":")
+            if name in sizes:
+                sizes[name] = int(rest.split()[0]) * 1024 / 1e6
     except OSError:
-        return 0.0
-    return 0.0
+        return 0.0, 0.0
+    return sizes["Pss"] - sizes["Pss_Shmem"], sizes["Pss_Shmem"]
 
 
-def _files(process: psutil.Process) -> int:
+def _count(ask: Callable[[], int]) -> int:
     try:
-        return process.num_fds()
+        return ask()
     except psutil.Error:
         return 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,16 +18,17 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from gate import soak
 from gate.drive import Call, Driver, Log, Sent
 from gate.mix import BY_NAME, KINDS, Quantiles, kinds_here, model_latency
-from gate.plan import DAY_MEAN, Phase, arrivals, phases
+from gate.plan import DAY_MEAN, Phase, arrivals, phases, soak_phases
 from gate.report import page
-from gate.show import Display
+from gate.show import Display, show_old
 from gate.simulate import need, waits
 from gate.stand_ins import Addresses, purpose_of
 from gate.svg import cumulative, line_chart, ticks
 from gate.system import environment
-from gate.verdict import Job, Target, against_old, changes, growth, percentile, summary, targets
+from gate.verdict import Job, Target, against_old, changes, percentile, summary, targets
 from gate.watch import Sample, Watch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +47,21 @@ def job(phase: str = "steady", **more: Any) -> Job:
         "pickup_s": 0.01,
     }
     return Job(phase, "sofia_text", **(usual | more))
+
+
+def sample(at: float = 1.0, phase: str = "steady", **more: Any) -> Sample:
+    usual: dict[str, Any] = {
+        "pending": 1,
+        "processing": 2,
+        "memory_mb": {"worker": 90.0},
+        "files": 50,
+        "threads": 20,
+        "connections": 5,
+        "series": 300,
+        "batches": 2.0,
+        "images": 5.0,
+    }
+    return Sample(at, phase, **(usual | more))
 
 
 def test_latencies_have_the_quantiles_of_the_documents_less_the_other_stages() -> None:
@@ -114,6 +132,31 @@ async def test_requests_are_sent_when_they_are_due_even_if_nothing_is_answered()
     assert max(call.ms for call in driver.log.calls) >= 1000 * (last - first) - 1
 
 
+async def test_everything_is_jobs_requests_of_every_kind_and_users() -> None:
+    asked: Counter[str] = Counter()
+
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.json() if request.method == "POST" else {}
+        what = request.path.rpartition("/")[2]
+        asked[f"{what} later" if "delaySeconds" in body else what] += 1
+        status = {"jobId": str(uuid4()), "status": "completed"}
+        return web.json_response(status, status=202 if what == "enqueue-analysis" else 200)
+
+    app = web.Application()
+    app.router.add_route("*", "/functions/v1/{what}", answer)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        driver = Driver(session, str(server.make_url("")).rstrip("/"), "key", KINDS[:1], ["http://x/a.jpg"], Random(1))
+        phase = Phase("round_1", "", "everything", 40.0, 0.5)
+        await driver.run(phase)
+        users_began = len(driver.log.seen_s)
+        await driver.finish()
+    assert min(asked[what] for what in ("enqueue-analysis", "enqueue-analysis later", "get-analysis-status")) > 10
+    during = [call for call in driver.log.calls if call.phase == "round_1"]
+    assert sum(call.what == "cancel" for call in during) > 5, "cancels belong to the load, not to its end"
+    assert asked["cancel-analysis"] == asked["enqueue-analysis later"]
+    assert len(driver.log.seen_s) > users_began
+
+
 def test_percentiles_are_of_values_that_were_seen() -> None:
     assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
     assert percentile([1.0, 2.0, 3.0, 4.0], 0.95) == 4.0
@@ -163,10 +206,72 @@ def test_the_old_design_is_the_bar() -> None:
     }
 
 
+def rounds(*values: float) -> list[tuple[float, float]]:
+    return [(150.0 * number, value) for number, value in enumerate(values, 1)]
+
+
 def test_growth_looks_past_the_warm_up() -> None:
-    assert growth([50.0] * 10 + [100.0] * 30) == 0
-    assert growth([100.0] * 30 + [110.0] * 10) == pytest.approx(10)
-    assert math.isnan(growth([1.0]))
+    assert soak.growth(rounds(50, 70, 90, 99, *[100.0] * 8)) == 0
+    assert math.isnan(soak.growth(rounds(1, 1, 1, 1)))
+
+
+def test_a_slow_leak_a_late_step_and_a_slow_release_are_told_apart() -> None:
+    leak = [100 + 3 * number / 7 for number in range(8)]
+    assert soak.growth(rounds(*[100.0] * 4, *leak)) == pytest.approx(3, abs=0.5)
+    assert soak.growth(rounds(*[100.0] * 10, 104, 104)) == pytest.approx(4)
+    assert soak.growth(rounds(*[100.0] * 4, *[110.0 - number for number in range(8)])) < 0
+    assert soak.growth(rounds(*[0.0] * 12)) == 0
+
+
+@given(st.lists(st.floats(99.5, 100.5), min_size=12, max_size=12), st.integers(4, 11), st.floats(50, 200))
+def test_noise_and_one_odd_level_are_no_growth(levels: list[float], odd: int, value: float) -> None:
+    levels[odd] = value
+    assert soak.growth(rounds(*levels)) < 2
+
+
+@given(st.lists(st.floats(99.7, 100.3), min_size=12, max_size=12), st.floats(4, 50))
+def test_a_leak_shows_through_noise(levels: list[float], per_cent: float) -> None:
+    leaking = [level + per_cent * number / 7 for number, level in enumerate(levels)]
+    assert soak.growth(rounds(*leaking)) > 2
+
+
+def test_levels_are_of_the_end_of_each_rest() -> None:
+    """Connections that are still open while work goes on, and some seconds after it, are no leak."""
+    samples = [
+        sample(at + 40 * number, phase, files=files)
+        for number in range(6)
+        for at, phase, files in [
+            *((at, f"round_{number}", 80) for at in range(15)),
+            *((at, f"rest {number}", 70 if at < 30 else 50) for at in range(15, 40)),
+        ]
+    ]
+    found = soak.levels(samples, lambda each: each.files)
+    assert [value for _, value in found] == [50] * 6
+
+
+def test_the_soak_names_what_grows_and_lets_buffers_fill() -> None:
+    samples = [
+        sample(
+            25.0 * number,
+            f"rest {number}",
+            memory_mb={"gateway": 70, "worker": 100 + 5 * number, "children": 300, "postgres": 40, "buffers": number},
+            threads=20 + number,
+        )
+        for number in range(12)
+    ]
+    assert missed(soak.targets(samples)) == {
+        "growth of worker's memory",
+        "growth of memory in all",
+        "growth of threads",
+    }
+
+
+def test_a_soak_takes_its_time_in_rounds_with_rests() -> None:
+    for seconds in (300.0, 1800.0):
+        plan = [phase for phase in soak_phases(seconds) if phase.rest_s]
+        assert len(plan) >= 6
+        # Ten seconds of each round are for the queue to become empty.
+        assert sum(phase.seconds + phase.rest_s + 10 for phase in plan) == pytest.approx(seconds)
 
 
 def test_noise_is_told_from_change() -> None:
@@ -178,7 +283,6 @@ def test_noise_is_told_from_change() -> None:
 
 
 def a_run(*, met: bool) -> dict[str, Any]:
-    sample = {"at": 1.0, "phase": "steady", "pending": 1, "processing": 2, "memory_mb": {"worker": 90.0}, "files": 30}
     phase = summary([job()]) | {"gateway_ms": {"n": 1, "p50": 2.0, "p95": 3.0}}
     target = {"name": "gateway <p95>", "value": 1.0, "limit": 2.0, "unit": "ms", "at_least": False, "met": met}
     return {
@@ -186,7 +290,7 @@ def a_run(*, met: bool) -> dict[str, Any]:
         "targets": [target],
         "phases": {"steady": phase},
         "latency_by_kind_s": {"sofia_text": [1.0, 2.0]},
-        "samples": [sample | {"batch": 1.5}, sample | {"at": 2.0, "batch": 1.0}],
+        "samples": [dataclasses.asdict(sample(at)) | {"batch": 1.5} for at in (1.0, 2.0)],
         "old_design": {"peak": {"rate": 0.5, "pickup_s": {"p50": 0.5}, "end_to_end_s": {"p50": 5.0}}},
         "changes": [("a", 1.0, 2.0, "worse")],
     }
@@ -222,13 +326,21 @@ def test_the_terminal_shows_what_happens_while_it_happens() -> None:
     display = Display(log, watch, phases("quick"))
     console = Console(record=True, width=120, file=io.StringIO())
     console.print(display)
-    watch.samples.append(Sample(1.0, "mean", 7, 3, {"worker": 90.0, "children": 300.0}, 40, 2.0, 5.0))
+    watch.samples.append(sample(phase="mean", pending=7, processing=3, memory_mb={"worker": 90.0, "children": 300.0}))
     display.begin(phases("quick")[1])
     console.print(display)
     display.end(phases("quick")[1], "1 request so far")
     console.print(display)
     shown = console.export_text()
     for part in ("the day's mean", "7", "3", "12 ms", "390 MB", "2.50", "1 request so far"):
+        assert part in shown
+
+
+def test_the_terminal_shows_what_the_old_design_reached() -> None:
+    console = Console(record=True, width=120, file=io.StringIO())
+    show_old(console, a_run(met=True)["old_design"])
+    shown = console.export_text()
+    for part in ("peak", "0.50/s", "0.50 s", "5.00 s"):
         assert part in shown
 
 

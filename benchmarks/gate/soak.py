@@ -1,0 +1,73 @@
+"""Whether anything grows that should not: the levels at rest between rounds of load, one against the other. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, groupby
+from operator import attrgetter
+from statistics import median
+
+from gate.verdict import Target
+from gate.watch import Sample
+
+REST = "rest"
+"""How the phases begin in which nothing is asked for."""
+LIMIT_PER_CENT = 2.0
+_AT_REST_S = 6.0
+_FEWEST_LEVELS = 4
+
+Level = tuple[float, float]
+"""Seconds since the start, and how much there was."""
+
+
+def targets(samples: Sequence[Sample]) -> list[Target]:
+    """One for each thing that must not grow.
+
+    PostgreSQL's shared buffers may, up to their fixed size: they hold what has been stored.
+    """
+    return [
+        Target(f"growth of {name}", growth(levels(samples, of)), LIMIT_PER_CENT, "%") for name, of in _THINGS.items()
+    ]
+
+
+def levels(samples: Sequence[Sample], of: Callable[[Sample], float]) -> list[Level]:
+    """The median at the end of each rest, when all that can be given back has been."""
+    found = []
+    for phase, group in groupby(samples, key=lambda sample: sample.phase):
+        if phase.startswith(REST):
+            rest = list(group)
+            end = rest[-1].at
+            found.append((end, median(of(each) for each in rest if each.at > end - _AT_REST_S)))
+    return found
+
+
+def growth(found: Sequence[Level]) -> float:
+    """By how many per cent the level rose over the last two thirds of the run; NaN of too few levels.
+
+    The larger of two figures. The trend: the median of the slopes between all pairs (Theil-Sen), which shows a steady
+    leak and lets one odd level pass. The step: the last three levels' median against the first three's, which shows
+    what began late.
+    """
+    kept = found[len(found) // 3 :]
+    if len(kept) < _FEWEST_LEVELS:
+        return math.nan
+    values = [value for _, value in kept]
+    first = median(values[:3])
+    slope = median((later - value) / (end - at) for (at, value), (end, later) in combinations(kept, 2))
+    rise = max(slope * (kept[-1][0] - kept[0][0]), median(values[-3:]) - first)
+    return 100 * rise / first if first > 0 else 0.0
+
+
+def _memory(group: str) -> Callable[[Sample], float]:
+    return lambda sample: sample.memory_mb.get(group, 0.0)
+
+
+_THINGS: Mapping[str, Callable[[Sample], float]] = {
+    **{f"{group}'s memory": _memory(group) for group in ("gateway", "worker", "children", "postgres")},
+    "memory in all": lambda sample: sample.total_mb - sample.memory_mb.get("buffers", 0.0),
+    "open files": attrgetter("files"),
+    "threads": attrgetter("threads"),
+    "database connections": attrgetter("connections"),
+    "series of metrics": attrgetter("series"),
+}
