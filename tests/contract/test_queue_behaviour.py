@@ -400,6 +400,16 @@ class TestRescue:
         await bench.finish(await bench.claim_one(), Completed({"kcal": 5}, cache_ttl_s=60))
         assert [(await bench.view(job_id)).result for job_id in ids[3:]] == [{"kcal": 5}] * 2
 
+    async def test_a_cancel_clears_nobody_of_suspicion(self, bench: Bench) -> None:
+        first = await bench.add(type=SHARED, max_attempts=2)
+        heir = await bench.add(type=SHARED)
+        await bench.claim_one()
+        await bench.advance(LEASE_S + 1)
+        await bench.queue.rescue()
+        await bench.queue.cancel(first, USER)
+
+        assert [(job.id, job.apart) for job in await bench.claim()] == [(heir, True)]
+
     async def test_a_suspect_that_ended_properly_is_none_any_more(self, bench: Bench) -> None:
         await bench.add(type=SHARED, max_attempts=1)
         heir = await bench.add(type=SHARED)

@@ -167,7 +167,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.wait(self.bench.queue.rescue()) == len(expired)
         for job in expired:
             if job.attempts >= job.max_attempts or job.apart:
-                self._end(job, FAILED, silenced=True)
+                self._end(job, FAILED, suspect=True)
             else:
                 job.status, job.lease, job.run_after = PENDING, None, self.now
                 job.apart = job.attempts == job.max_attempts - 1
@@ -233,10 +233,10 @@ class QueueMachine(RuleBasedStateMachine):
             return
         self.wait(self.bench.queue.cancel(job_id, None))
         if self._open(job):
-            self._end(job, CANCELLED)
+            self._end(job, CANCELLED, suspect=job.apart)
 
     def _end(
-        self, job: Job, status: JobStatus, result: Any = None, *, shared: bool = False, silenced: bool = False
+        self, job: Job, status: JobStatus, result: Any = None, *, shared: bool = False, suspect: bool = False
     ) -> None:
         job.status, job.lease, job.result, job.follows = status, None, result, False
         if not job.leads:
@@ -247,7 +247,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self._end(each, COMPLETED, result)
         elif followers:
             heir = min(followers, key=lambda each: each.place)
-            heir.follows, heir.leads, heir.apart = False, True, silenced
+            heir.follows, heir.leads, heir.apart = False, True, suspect
 
     def _open(self, job: Job) -> bool:
         return job.status in (PENDING, PROCESSING)

@@ -187,7 +187,7 @@ class MemoryQueue:
             raise JobAlreadyFinished
         if not row.status.terminal:
             ran = row.status is PROCESSING
-            self._end(row, JobStatus.CANCELLED)
+            self._end(row, JobStatus.CANCELLED, suspect=row.apart)
             if ran:
                 self._hint("cancel")
         return _view(row)
@@ -302,7 +302,7 @@ class MemoryQueue:
         for row in expired:
             if row.attempts >= row.max_attempts or row.apart:
                 code = "attempts_exhausted"
-                self._end(row, JobStatus.FAILED, error=sentence(code), error_code=code, silenced=True)
+                self._end(row, JobStatus.FAILED, error=sentence(code), error_code=code, suspect=True)
             else:
                 self._put_back(row)
                 row.apart = row.attempts == row.max_attempts - 1
@@ -334,14 +334,14 @@ class MemoryQueue:
         shared: JsonObject | None = None,
         error: str | None = None,
         error_code: str | None = None,
-        silenced: bool = False,
+        suspect: bool = False,
     ) -> None:
         row.status, row.result, row.error, row.error_code = status, result, error, error_code
         row.token, row.stage, row.follows = None, None, False
         row.progress = 100 if status is JobStatus.COMPLETED else row.progress
         row.completed_at = row.updated_at = self._clock()
         if row.leads:
-            self._pass_on(row, shared, silenced)
+            self._pass_on(row, shared, suspect)
 
     def _pass_on(self, leader: _Row, shared: JsonObject | None, suspect: bool) -> None:
         followers = [row for row in self._rows.values() if row.follows and row.cache_key == leader.cache_key]

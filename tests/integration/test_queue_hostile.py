@@ -95,6 +95,13 @@ async def test_attempts_that_make_no_sense_are_refused(queue: PostgresQueue, att
         await queue.enqueue(new_job(max_attempts=attempts))
 
 
+@pytest.mark.parametrize("priority", [0, 11, -(2**31), 2**31 - 1])
+async def test_a_priority_that_makes_no_sense_is_refused_at_once(queue: PostgresQueue, priority: int) -> None:
+    async with asyncio.timeout(10):
+        with pytest.raises(InputRejected):
+            await queue.enqueue(new_job(priority=priority))
+
+
 async def test_a_job_that_somebody_holds_costs_no_other_its_lease(queue: PostgresQueue, client: Any) -> None:
     for _ in range(3):
         await queue.enqueue(new_job())

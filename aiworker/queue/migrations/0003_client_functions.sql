@@ -104,8 +104,8 @@ begin
   if v_user is null or p_type is null or jsonb_typeof(p_input) is distinct from 'object' then
     raise exception using errcode = '22023', message = 'user, type and an input object are needed';
   end if;
-  if p_max_attempts not between 1 and 100 then
-    raise exception using errcode = '22023', message = 'max_attempts is 1 to 100';
+  if p_priority not between 1 and 10 or p_max_attempts not between 1 and 100 then
+    raise exception using errcode = '22023', message = 'priority is 1 to 10, max_attempts is 1 to 100';
   end if;
   -- As text, for a number of a few bytes can be a hundred thousand digits, and the worker reads text.
   if octet_length(p_input::text) > 16777216 then
@@ -254,8 +254,8 @@ end;
 $$;
 
 -- The job that led for a `p_cache_key` has ended: with a result that may be shared all that waited have it, else the
--- most urgent of them runs for the others, as a suspect where the one before it silenced its workers. One that somebody
--- else holds is left to `rescue_expired`: nobody waits here.
+-- most urgent of them runs for the others, as a suspect where the one before it was one and did not end by itself. One that
+-- somebody else holds is left to `rescue_expired`: nobody waits here.
 create or replace function public.analysis_pass_on(p_cache_key text, p_result jsonb, p_suspect boolean default false)
 returns void
 language plpgsql
@@ -290,7 +290,7 @@ declare
   v_user uuid := analysis_user(p_user_id);
   v_job record;
 begin
-  select j.status, j.leads, j.cache_key into v_job from analysis_jobs j
+  select j.status, j.line, j.leads, j.cache_key into v_job from analysis_jobs j
    where j.id = p_job_id and (v_user is null or j.user_id = v_user) for update;
   if not found then
     raise exception using errcode = 'AW003', message = 'job_not_found';
@@ -303,7 +303,7 @@ begin
            cancel_requested_at = now(), completed_at = now(), updated_at = now()
      where j.id = p_job_id;
     if v_job.leads then
-      perform analysis_pass_on(v_job.cache_key, null);
+      perform analysis_pass_on(v_job.cache_key, null, v_job.line = -3);
     end if;
     if v_job.status = 'processing' then
       perform pg_notify('analysis_jobs', 'cancel');
