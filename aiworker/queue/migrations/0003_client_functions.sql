@@ -149,13 +149,13 @@ begin
     -- Held, so that the leader does not end before this one is seen to follow. Whoever ends it, or renews its lease, holds
     -- it for a moment; who holds it for longer is not waited for, and `rescue_expired` finds this one if the leader has
     -- ended meanwhile. The cache comes last: what a leader left behind when it ended is seen then.
-    for v_look in 1..50 loop
+    for v_look in 1..100 loop
       select j.id, j.place into v_leader, v_leader_place
         from analysis_jobs j where j.cache_key = v_key and j.leads and j.line is not null for no key update skip locked;
       exit when found;
       select j.id into v_leader from analysis_jobs j where j.cache_key = v_key and j.leads and j.line is not null;
       exit when not found;
-      perform pg_sleep(0.01);
+      perform pg_sleep(0.02);
     end loop;
     v_leads := v_leader is null;
     if v_leads then
