@@ -12,8 +12,8 @@ from gate.mix import Kind
 DAY_MEAN = 3650 / 86_400
 """Jobs a second, from 3,650 calls a day."""
 
-REST_S = 25.0
-"""Longer than unused connections stay open (15 s): what is still there after it was not given back."""
+REST_S = 36.0
+"""Longer than unused HTTP connections stay open (15 to 30 s): what is still there after it was not given back."""
 _ROUND_S = 150.0
 _FEWEST_ROUNDS = 6
 _EMPTYING_S = 10.0

@@ -14,6 +14,8 @@ from gate.watch import Sample
 REST = "rest"
 """How the phases begin in which nothing is asked for."""
 LIMIT_PER_CENT = 2.0
+MOST_CONNECTIONS = 9
+"""Gateway and worker have a pool of four each, and the worker listens on one more."""
 _AT_REST_S = 6.0
 _FEWEST_LEVELS = 4
 
@@ -24,11 +26,14 @@ Level = tuple[float, float]
 def targets(samples: Sequence[Sample]) -> list[Target]:
     """One for each thing that must not grow.
 
-    PostgreSQL's shared buffers may, up to their fixed size: they hold what has been stored.
+    What has a bound may move below it. PostgreSQL's shared buffers fill with what has been stored; pools open
+    connections when many calls meet and close them minutes later, and PostgreSQL has a process for each.
     """
-    return [
+    grown = [
         Target(f"growth of {name}", growth(levels(samples, of)), LIMIT_PER_CENT, "%") for name, of in _THINGS.items()
     ]
+    most = max((sample.connections for sample in samples), default=0)
+    return [*grown, Target("database connections at their most", float(most), MOST_CONNECTIONS + 1, "")]
 
 
 def levels(samples: Sequence[Sample], of: Callable[[Sample], float]) -> list[Level]:
@@ -64,10 +69,9 @@ def _memory(group: str) -> Callable[[Sample], float]:
 
 
 _THINGS: Mapping[str, Callable[[Sample], float]] = {
-    **{f"{group}'s memory": _memory(group) for group in ("gateway", "worker", "children", "postgres")},
+    **{f"{group}'s memory": _memory(group) for group in ("gateway", "worker", "children")},
     "memory in all": lambda sample: sample.total_mb - sample.memory_mb.get("buffers", 0.0),
-    "open files": attrgetter("files"),
+    "open files, database apart": lambda sample: sample.files - sample.connections,
     "threads": attrgetter("threads"),
-    "database connections": attrgetter("connections"),
     "series of metrics": attrgetter("series"),
 }

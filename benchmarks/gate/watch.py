@@ -18,15 +18,15 @@ _EVERY_S = 1.0
 _DEPTH = """
 select count(*) filter (where status = 'pending' and run_after <= now()) as pending,
        count(*) filter (where status = 'processing') as processing,
-       (select count(*) from pg_stat_activity where backend_type = 'client backend') as connections
+       (select count(*) from pg_stat_activity where application_name ^@ 'aiworker') as connections
   from public.analysis_jobs where status in ('pending', 'processing')"""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """`at` seconds since the start. Memory in MB by process group, shared pages counted once; `buffers` are those of
-    PostgreSQL. `files` and `threads` of gateway, worker and children, `connections` of PostgreSQL, `series` of the
-    worker's metrics. `batches` and `images` since the worker began."""
+    PostgreSQL. `files` and `threads` of gateway, worker and children, their `connections` to PostgreSQL, `series` of
+    the worker's metrics. `batches` and `images` since the worker began."""
 
     at: float
     phase: str
