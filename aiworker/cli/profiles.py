@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from aiworker.cli.placement import placement_for
+from aiworker.inference.devices import Machine
 from aiworker.inference.engines.exports import version
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.placement import Placement
-from aiworker.inference.profile import ENGINES, FALLBACK, Candidate, Measured, Profile, candidates
+from aiworker.inference.profile import ENGINES, FALLBACK, Candidate, Measured, Profile, candidates, card_candidates
 from aiworker.inference.profiling import Sample, known_or_measured, measure_all, profile_file, serving, write
 from aiworker.inference.weights import resolve_weights
 from aiworker.settings import Settings
@@ -33,22 +34,29 @@ class Plan:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What is to be measured, and where the outcome is kept."""
+
+    spec: ChildSpec
+    choices: list[Candidate]
+    file: Path
+
+
 async def plan_for(settings: Settings, weights: Path) -> Plan:
-    """Measures for half a minute the first time that these weights are served on a CPU. Raises ConfigurationError."""
+    """Measures for half a minute the first time that these weights are served here. Raises ConfigurationError."""
     machine, placement = await asyncio.to_thread(placement_for, settings)
-    spec = _spec(settings, weights)
-    if settings.inference_engine != "auto" or placement.children[0].device != "cpu":
-        engine = FALLBACK if settings.inference_engine == "auto" else settings.inference_engine
-        why = "INFERENCE_ENGINE" if settings.inference_engine != "auto" else "there is a GPU"
+    spec = _spec(settings, weights, placement.children[0].device)
+    if (engine := settings.inference_engine) != "auto":
         precision = settings.inference_precision if engine == "openvino" else "fp32"
-        return _placed(replace(spec, engine=ENGINES[engine], precision=precision), placement, why)
-    choices = _choices(settings, machine.cores)
-    file = await asyncio.to_thread(profile_file, _cache_dir(settings), spec, choices)
-    profile = await known_or_measured(file, spec, choices, Sample(sample_picture()), _report)
+        return _placed(replace(spec, engine=ENGINES[engine], precision=precision), placement, "INFERENCE_ENGINE")
+    ground = await asyncio.to_thread(_ground, settings, spec, machine, placement)
+    profile = await known_or_measured(ground.file, spec, ground.choices, Sample(sample_picture()), _report)
     if (chosen := profile.chosen) is None:
         return _placed(replace(spec, engine=ENGINES[FALLBACK]), placement, profile.why)
     best = chosen.candidate
-    _, placement = await asyncio.to_thread(placement_for, settings, processes=best.processes, threads=best.threads)
+    if spec.device == "cpu":
+        _, placement = await asyncio.to_thread(placement_for, settings, processes=best.processes, threads=best.threads)
     return _placed(serving(spec, best), placement, profile.why)
 
 
@@ -56,16 +64,16 @@ async def show_profile(settings: Settings, console: Console, *, again: bool) -> 
     """Raises WeightsUnavailable, ConfigurationError."""
     configure_logging("ERROR", "profile")
     weights = await asyncio.to_thread(resolve_weights, settings.yolo_model, settings.models_dir)
-    machine, _ = await asyncio.to_thread(placement_for, settings)
-    spec, choices = _spec(settings, weights), _choices(settings, machine.cores)
-    file = profile_file(_cache_dir(settings), spec, choices)
+    machine, placement = await asyncio.to_thread(placement_for, settings)
+    spec = _spec(settings, weights, placement.children[0].device)
+    ground = await asyncio.to_thread(_ground, settings, spec, machine, placement)
     sample = Sample(sample_picture())
     with console.status("measuring"):
         if again:
-            profile = await measure_all(spec, choices, sample)
-            await asyncio.to_thread(write, file, profile)
+            profile = await measure_all(spec, ground.choices, sample)
+            await asyncio.to_thread(write, ground.file, profile)
         else:
-            profile = await known_or_measured(file, spec, choices, sample)
+            profile = await known_or_measured(ground.file, spec, ground.choices, sample)
     console.print(table_of(profile))
     console.print(f"chosen: {profile.why}")
 
@@ -93,24 +101,30 @@ def _placed(spec: ChildSpec, placement: Placement, why: str) -> Plan:
     return Plan(specs, placement, why)
 
 
-def _spec(settings: Settings, weights: Path) -> ChildSpec:
+def _spec(settings: Settings, weights: Path, device: str) -> ChildSpec:
     return ChildSpec(
         weights=str(weights),
-        device="cpu",
+        device=device,
         confidence=settings.yolo_confidence,
         max_pixels=int(settings.media_max_megapixels * _PIXELS),
         cache_dir=str(_cache_dir(settings)),
     )
 
 
-def _choices(settings: Settings, cores: int) -> list[Candidate]:
-    every = candidates(
-        cores,
-        precision=settings.inference_precision,
-        processes=settings.inference_processes,
-        threads=settings.inference_threads,
-    )
-    return [each for each in every if each.engine == FALLBACK or version(each.engine)]
+def _ground(settings: Settings, spec: ChildSpec, machine: Machine, placement: Placement) -> _Ground:
+    if spec.device == "cpu":
+        card = ""
+        every = candidates(
+            machine.cores,
+            precision=settings.inference_precision,
+            processes=settings.inference_processes,
+            threads=settings.inference_threads,
+        )
+    else:
+        card = next(gpu.name for gpu in machine.gpus if spec.device == f"cuda:{gpu.index}")
+        every = card_candidates(placement.children[0].threads)
+    choices = [each for each in every if each.engine.startswith(FALLBACK) or version(each.engine)]
+    return _Ground(spec, choices, profile_file(_cache_dir(settings), spec, choices, card))
 
 
 def _cache_dir(settings: Settings) -> Path:

@@ -9,6 +9,7 @@ from aiworker.domain.detection import Detection, Detections
 
 ENGINES = {
     "torch": "aiworker.inference.engines.torch_engine:TorchEngine",
+    "torch-graph": "aiworker.inference.engines.torch_engine:GraphedTorchEngine",
     "openvino": "aiworker.inference.engines.openvino_engine:OpenVinoEngine",
     "tensorrt": "aiworker.inference.engines.torch_engine:TensorRtEngine",
 }
@@ -19,7 +20,7 @@ _DRIFT = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to serve on a CPU."""
+    """One way to serve."""
 
     engine: str
     precision: str
@@ -91,6 +92,11 @@ def candidates(cores: int, *, precision: str = "fp32", processes: int = 0, threa
         found += [Candidate("openvino", precise, *split) for split in splits]
         found += [Candidate("openvino", precise, *split, pinned=True) for split in splits if split[0] == 1]
     return found
+
+
+def card_candidates(threads: int) -> list[Candidate]:
+    """What is worth measuring on a GPU: one process, whose threads decode."""
+    return [Candidate(engine, "fp16", 1, threads) for engine in ("torch", "torch-graph", "tensorrt")]
 
 
 def agrees(found: Detections, reference: Detections, precision: str, least: float) -> bool:

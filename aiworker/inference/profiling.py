@@ -26,6 +26,8 @@ from aiworker.telemetry.logs import get_logger
 _log = get_logger(__name__)
 _PACKAGES = ("aiworker", "openvino", "torch", "ultralytics")
 _START_S = 180.0
+# Two full batches: one that the card has, one that is decoded meanwhile.
+_CARD_ASKERS = 16
 _CHECK_AGE_S = 7 * 24 * 3600.0
 Said = Callable[[Measured], None]
 
@@ -48,7 +50,7 @@ async def measure(spec: ChildSpec, candidate: Candidate, sample: Sample, referen
         first = await pool.detect(sample.picture, Deadline.after(_START_S))
         if reference is not None and not agrees(first, reference, candidate.precision, spec.confidence):
             return Measured(candidate, fault=f"detects other things than {reference.engine}")
-        found = await _kept_busy(pool, sample, 3 * candidate.processes)
+        found = await _kept_busy(pool, sample, 3 * candidate.processes if spec.device == "cpu" else _CARD_ASKERS)
         return Measured(
             candidate,
             images_per_s=len(found) / sample.seconds,
@@ -102,12 +104,12 @@ def serving(spec: ChildSpec, candidate: Candidate) -> ChildSpec:
     )
 
 
-def profile_file(cache_dir: Path, spec: ChildSpec, choices: Sequence[Candidate]) -> Path:
-    """Named by all that may change the outcome. Reads the weights once."""
+def profile_file(cache_dir: Path, spec: ChildSpec, choices: Sequence[Candidate], card: str = "") -> Path:
+    """Named by all that may change the outcome, the GPU's name too where there is one. Reads the weights once."""
     weights = Path(spec.weights)
     named = orjson.dumps(
         [
-            [_processor(), len(os.sched_getaffinity(0))],
+            [_processor(), len(os.sched_getaffinity(0)), card],
             [checksum(weights), spec.image_size],
             {package: version(package) for package in _PACKAGES},
             [asdict(candidate) for candidate in choices],
@@ -135,8 +137,8 @@ def write(file: Path, profile: Profile) -> None:
 
 
 async def _reference(spec: ChildSpec, sample: Sample) -> Detections | None:
-    """What torch finds, with whatever threads; None where it does not work."""
-    pool = InferencePool([replace(spec, engine=ENGINES["torch"], threads=1)])
+    """What torch finds on the CPU, with whatever threads; None where it does not work."""
+    pool = InferencePool([replace(spec, engine=ENGINES["torch"], device="cpu", threads=1)])
     await pool.start()
     try:
         async with asyncio.timeout(_START_S):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aiworker.domain.detection import Detection, Detections
 from aiworker.inference.messages import ChildSpec
-from aiworker.inference.profile import Candidate, Measured, Profile, agrees, candidates, has_drifted
+from aiworker.inference.profile import Candidate, Measured, Profile, agrees, candidates, card_candidates, has_drifted
 from aiworker.inference.profiling import Sample, known_or_measured, profile_file, read, serving, write
 
 
@@ -25,6 +25,12 @@ def test_candidates_use_the_cores_that_there_are(cores: int) -> None:
         assert each.processes * each.threads <= cores
         assert each.processes == 1 or not each.pinned
         assert each.precision == "fp32", "another precision is only for those who ask for it"
+
+
+def test_on_a_card_torch_is_held_against_its_own_graphs_and_tensorrt() -> None:
+    found = card_candidates(3)
+    assert [each.engine for each in found] == ["torch", "torch-graph", "tensorrt"]
+    assert {(each.precision, each.processes, each.threads, each.pinned) for each in found} == {("fp16", 1, 3, False)}
 
 
 def test_what_the_operator_has_set_is_not_measured_away() -> None:
@@ -106,7 +112,8 @@ def test_other_weights_and_other_choices_have_other_profiles(tmp_path: Path) -> 
     names = {profile_file(tmp_path, ChildSpec(str(weights)), choices) for choices in (candidates(2), candidates(4))}
     weights.write_bytes(b"22")
     names.add(profile_file(tmp_path, ChildSpec(str(weights)), candidates(2)))
-    assert len(names) == 3
+    names.add(profile_file(tmp_path, ChildSpec(str(weights)), candidates(2), "a card"))
+    assert len(names) == 4
 
 
 def test_a_candidate_becomes_what_its_child_is_told() -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 _CODE = """
-import sys
+import contextlib, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
@@ -19,13 +19,18 @@ from aiworker.inference.messages import ChildSpec
 
 asked = {}
 
+class Network(torch.nn.Module):
+    task = "detect"
+
 class Backend(torch.nn.Module):
     def __init__(self, model, **options):
         super().__init__()
         asked["opened"] = (model, options)
         self.backend = SimpleNamespace(stride=32, names={0: "thing"}, fp16=False, end2end=False, task="detect",
-                                       model=SimpleNamespace(task="detect"))
+                                       model=Network())
     def forward(self, batch):
+        asked["ran"] = asked.get("ran", 0) + 1
+        self.backend.model.anchors = torch.zeros(batch.shape[2:])
         answer = torch.zeros(len(batch), 5, 3)
         answer[:, :, 1] = torch.tensor([32.0, 16.0, 20.0, 10.0, 0.9])
         return [answer]
@@ -69,7 +74,39 @@ rt.load()
 assert asked["opened"][0] == str(out / "network.engine")
 assert rt.label == "tensorrt-cuda-fp16" and rt.pass_size == asked["exported"]["batch"]
 assert len(rt.detect([picture, picture])) == 2
+class Graph:
+    played = 0
+    def replay(self):
+        Graph.played += 1
+
+torch.cuda.CUDAGraph = Graph
+torch.cuda.Stream = torch.cuda.current_stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
+torch.cuda.stream = torch.cuda.graph = lambda of: contextlib.nullcontext()
+graphed = engine.GraphedTorchEngine(spec)
+graphed.load()
+assert graphed.label == "torch-graph-cuda-fp16"
+asked["ran"] = 0
+tall = Prepared(np.full((64, 32, 3), 51, np.uint8), 64, 128)
+counts = []
+for pictures in ([picture] * 3, [picture] * 4, [picture] * 3, [tall], [tall], [tall]):
+    assert len(graphed.detect(pictures)) == len(pictures)
+    counts.append((asked["ran"], Graph.played))
+# 3 pictures are run as 4; the first time as always, the second recorded after three to warm up, then only played.
+assert counts == [(1, 0), (5, 1), (5, 2), (6, 2), (10, 3), (10, 4)], counts
+wide, high = graphed._recorded.values()
+assert wide._given.shape == (4, 3, 32, 64) and torch.all(high._given == 51 / 255)
+assert wide._held[0].shape == (32, 64), "what the first graph reads outlives passes of other shapes"
+for number in range(engine._MOST_GRAPHS):
+    strange = Prepared(np.zeros((32, 32 * (3 + number), 3), np.uint8), 64, 64)
+    graphed.detect([strange])
+    graphed.detect([strange])
+assert len(graphed._recorded) == engine._MOST_GRAPHS and wide not in graphed._recorded.values()
+
 engine._device = lambda name: SimpleNamespace(type="cpu")
+try:
+    engine.GraphedTorchEngine(spec)
+except ValueError as error:
+    print(error)
 try:
     engine.TensorRtEngine(spec)
 except ValueError as error:
@@ -77,9 +114,9 @@ except ValueError as error:
 """
 
 
-def test_cuda_runs_in_fp16_and_tensorrt_on_its_export(tmp_path: Path) -> None:
+def test_cuda_runs_in_fp16_graphs_are_recorded_once_and_tensorrt_runs_its_export(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _CODE, str(tmp_path)], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "TensorRT needs a CUDA device"
+    assert done.stdout.splitlines() == ["CUDA graphs need a CUDA device", "TensorRT needs a CUDA device"]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ from aiworker.inference.messages import MAX_BATCH, ChildSpec
 _TASKS = ("detect", "segment")
 _TENSORRT = "network.engine"
 _TENSORRT_BATCH = 16
+_MOST_GRAPHS = 16
+_WARM_UPS = 3
+Answer = tuple[torch.Tensor, torch.Tensor | None]
+"""What the network says of a batch, and the prototypes of masks where it has them."""
 
 
 class TorchEngine:
@@ -73,7 +78,7 @@ class TorchEngine:
             batch = torch.from_numpy(np.stack([image.pixels for image in images])).to(self._device)
             batch = batch.permute(0, 3, 1, 2).contiguous()
             batch = (batch.half() if model.backend.fp16 else batch.float()).div_(255)
-            answer, prototypes = _unpacked(model(batch))
+            answer, prototypes = self._forward(batch)
             found = nms.non_max_suppression(
                 answer,
                 self._spec.confidence,
@@ -89,6 +94,9 @@ class TorchEngine:
                 for index, (rows, image) in enumerate(zip(found, images, strict=True))
             ]
 
+    def _forward(self, batch: torch.Tensor) -> Answer:
+        return _unpacked(self._loaded()(batch))
+
     def _opened(self) -> AutoBackend:
         cuda = self._device.type == "cuda"
         return _checkpoint(self._spec.weights, self._device, fp16=cuda, channels_last=True if cuda else None)
@@ -97,6 +105,74 @@ class TorchEngine:
         if self._model is None:
             raise RuntimeError("load() comes first")
         return self._model
+
+
+class GraphedTorchEngine(TorchEngine):
+    """The same, with a pass's kernels recorded as a CUDA graph once its size and shape come a second time. They are
+    then launched by one call instead of hundreds. Passes are filled up to a power of two, so that few are recorded.
+    """
+
+    def __init__(self, spec: ChildSpec) -> None:
+        super().__init__(spec)
+        if self._device.type != "cuda":
+            raise ValueError("CUDA graphs need a CUDA device")
+        self._seen: set[tuple[int, ...]] = set()
+        self._recorded: OrderedDict[tuple[int, ...], _Recorded] = OrderedDict()
+
+    @property
+    def label(self) -> str:
+        return "torch-graph-cuda-fp16"
+
+    def _forward(self, batch: torch.Tensor) -> Answer:
+        size = len(batch)
+        fill = batch[-1:].expand((1 << (size - 1).bit_length()) - size, *batch.shape[1:])
+        full = torch.cat((batch, fill))
+        answer, prototypes = self._run(tuple(full.shape), full)
+        return answer[:size], None if prototypes is None else prototypes[:size]
+
+    def _run(self, shape: tuple[int, ...], full: torch.Tensor) -> Answer:
+        if shape not in self._seen:
+            self._seen.add(shape)
+            return super()._forward(full)
+        if shape not in self._recorded:
+            if len(self._recorded) == _MOST_GRAPHS:
+                self._recorded.popitem(last=False)
+            self._recorded[shape] = _Recorded(super()._forward, full, self._made)
+        self._recorded.move_to_end(shape)
+        return self._recorded[shape](full)
+
+    def _made(self) -> list[torch.Tensor]:
+        """What modules made for the last pass's shape and keep until another shape comes: a head's anchors."""
+        modules = self._loaded().backend.model.modules()
+        return [each for module in modules for each in vars(module).values() if isinstance(each, torch.Tensor)]
+
+
+class _Recorded:
+    """One graph with the memory it reads and writes. An answer is valid until the next call."""
+
+    def __init__(
+        self,
+        run: Callable[[torch.Tensor], Answer],
+        example: torch.Tensor,
+        read_by_graph: Callable[[], list[torch.Tensor]],
+    ) -> None:
+        self._given = example.clone()
+        # What a first pass allocates and tunes must not be recorded.
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UPS):
+                run(self._given)
+        torch.cuda.current_stream().wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._answer = run(self._given)
+        self._held = read_by_graph()
+
+    def __call__(self, batch: torch.Tensor) -> Answer:
+        self._given.copy_(batch)
+        self._graph.replay()
+        return self._answer
 
 
 class TensorRtEngine(TorchEngine):
@@ -182,8 +258,7 @@ def _checkpoint(weights: str, device: torch.device, *, fp16: bool, channels_last
     return model
 
 
-def _unpacked(answer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Boxes and scores, and the prototypes of masks where the model has them."""
+def _unpacked(answer: Any) -> Answer:
     if isinstance(answer, (list, tuple)) and isinstance(answer[0], (list, tuple)):
         return answer[0][0], answer[0][1]
     return (answer[0] if isinstance(answer, (list, tuple)) else answer), None
