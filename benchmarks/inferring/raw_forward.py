@@ -1,4 +1,7 @@
-"""The engine's bare network, nothing around it: WEIGHTS CACHE THREADS SECONDS PRECISION PHOTO... -> passes a second."""
+"""The engine's bare network, nothing around it: WEIGHTS CACHE THREADS SECONDS PRECISION PHOTO...
+
+Prints passes a second and the CPU milliseconds of one.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ def main(weights: str, cache: str, threads: str, seconds: str, precision: str, *
         engine.forward(batch)
     print("ready", flush=True)
     sys.stdin.readline()
-    done, begun = 0, time.monotonic()
+    done, begun, cpu = 0, time.monotonic(), time.process_time()
     while (spent := time.monotonic() - begun) < float(seconds):
         engine.forward(batches[done % len(batches)])
         done += 1
-    print(done / spent)
+    print(done / spent, 1000 * (time.process_time() - cpu) / done)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""JPEG bytes to detections a second: our pool, a FastAPI service, LitServe, mosec, and the engine's bare network."""
+"""JPEG bytes to detections a second: our pool, a FastAPI service, LitServe, mosec, and the engine's bare network.
+
+Beside the rate, which everything else on the machine disturbs, stands the CPU time that a picture costs, asking for it
+included: on a machine with nothing else to do, that is what the rate comes from.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from aiworker.domain.deadline import Deadline
@@ -40,20 +45,30 @@ class Ground:
     rounds: int
 
 
+@dataclass(frozen=True)
+class Run:
+    """Pictures a second, and the CPU time of one in milliseconds."""
+
+    rate: float
+    cpu_ms: float
+
+
 async def measure(ground: Ground, console: Console) -> list[Bar]:
     """All in turn, several times over; medians."""
     peers.install()
-    runs: dict[str, list[float]] = {}
-    contestants: list[tuple[str, Callable[[], Awaitable[float]]]] = [
+    runs: dict[str, list[Run]] = {}
+    contestants: list[tuple[str, Callable[[], Awaitable[Run]]]] = [
         ("ours", lambda: ours(ground)),
         *((name, lambda name=name: theirs(ground, name)) for name in ("fastapi", "litserve", "mosec")),
         ("raw", lambda: raw(ground)),
     ]
     for number in range(ground.rounds):
         for name, run in contestants:
-            console.print(f"[dim]round {number + 1}: {name}[/dim]")
-            runs.setdefault(name, []).append(await run())
-    rate = {name: statistics.median(each) for name, each in runs.items()}
+            found = await run()
+            console.print(f"[dim]round {number + 1}: {name} {found.rate:.1f}/s, {found.cpu_ms:.1f} ms[/dim]")
+            runs.setdefault(name, []).append(found)
+    rate = {name: statistics.median(run.rate for run in each) for name, each in runs.items()}
+    cpu = {name: statistics.median(run.cpu_ms for run in each) for name, each in runs.items()}
     how = f"{ground.split.engine} {ground.split.precision}, {ground.split.processes} x {ground.split.threads}"
     return [
         Bar(f"JPEG to detections, pool ({how})", rate["ours"], "images/s"),
@@ -61,6 +76,7 @@ async def measure(ground: Ground, console: Console) -> list[Bar]:
         Bar("  LitServe, batching, same engine", rate["litserve"], "images/s"),
         Bar("  mosec, batching, same engine", rate["mosec"], "images/s"),
         Bar("  the bare network at its best split", rate["raw"], "images/s"),
+        *(Bar(f"CPU time of a picture, {name}", cpu[name], "ms") for name in cpu),
         Bar("pool / FastAPI", rate["ours"] / rate["fastapi"], "x", 4.0, least=True),
         Bar("pool / LitServe", rate["ours"] / rate["litserve"], "x", 1.1, least=True),
         Bar("pool / mosec", rate["ours"] / rate["mosec"], "x", 1.1, least=True),
@@ -68,7 +84,7 @@ async def measure(ground: Ground, console: Console) -> list[Bar]:
     ]
 
 
-async def ours(ground: Ground) -> float:
+async def ours(ground: Ground) -> Run:
     """Through the pool, with its children."""
     spec = told(ChildSpec(ground.weights, device="cpu", cache_dir=ground.cache), ground.split)
     pool = InferencePool([spec] * ground.split.processes)
@@ -80,7 +96,7 @@ async def ours(ground: Ground) -> float:
         await pool.stop()
 
 
-async def theirs(ground: Ground, name: str) -> float:
+async def theirs(ground: Ground, name: str) -> Run:
     """Through another server; litserve and mosec have our engine and our split."""
     folders = (str(_ROOT), sysconfig.get_path("purelib"))
     async with peers.serving(
@@ -101,13 +117,14 @@ async def theirs(ground: Ground, name: str) -> float:
         return await _saturated(peer.ask, ground)
 
 
-async def raw(ground: Ground) -> float:
+async def raw(ground: Ground) -> Run:
     """The best of one process with all threads and one process for each."""
     cores = ground.split.processes * ground.split.threads
-    return max([await _raw(ground, processes, cores // processes) for processes in sorted({1, cores})])
+    found = [await _raw(ground, processes, cores // processes) for processes in sorted({1, cores})]
+    return max(found, key=lambda run: run.rate)
 
 
-async def _raw(ground: Ground, processes: int, threads: int) -> float:
+async def _raw(ground: Ground, processes: int, threads: int) -> Run:
     what = (ground.weights, ground.cache, str(threads), str(ground.seconds), ground.split.precision)
     command = (sys.executable, "-m", "inferring.raw_forward", *what, *map(str, ground.photos))
     pipe = asyncio.subprocess.PIPE
@@ -119,13 +136,15 @@ async def _raw(ground: Ground, processes: int, threads: int) -> float:
         assert each.stdout is not None
         await each.stdout.readline()
     said = await asyncio.gather(*(each.communicate(b"\n") for each in running))
-    return sum(float(output.splitlines()[-1]) for output, _ in said)
+    figures = [[float(figure) for figure in output.split()[-2:]] for output, _ in said]
+    return Run(sum(rate for rate, _ in figures), statistics.mean(cpu_ms for _, cpu_ms in figures))
 
 
-async def _saturated(ask: Ask, ground: Ground) -> float:
-    """Answers a second with as many askers as two full batches for each worker; the first seconds do not count."""
+async def _saturated(ask: Ask, ground: Ground) -> Run:
+    """With as many askers as two full batches for each worker; the first seconds do not count."""
     photos = itertools.cycle([photo.read_bytes() for photo in ground.photos])
-    warm_until = time.monotonic() + min(2.0, ground.seconds / 2)
+    warm_s = min(2.0, ground.seconds / 2)
+    warm_until = time.monotonic() + warm_s
     ends, done = warm_until + ground.seconds, 0
 
     async def asker() -> None:
@@ -134,7 +153,20 @@ async def _saturated(ask: Ask, ground: Ground) -> float:
             await ask(next(photos), Deadline.after(_SLO_S))
             done += warm_until <= time.monotonic() < ends
 
+    async def spent() -> float:
+        await asyncio.sleep(warm_s)
+        before = _cpu_s()
+        await asyncio.sleep(ground.seconds)
+        return _cpu_s() - before
+
     async with asyncio.TaskGroup() as group:
         for _ in range(2 * _BATCH):
             group.create_task(asker())
-    return done / ground.seconds
+        spending = group.create_task(spent())
+    return Run(done / ground.seconds, 1000 * spending.result() / max(1, done))
+
+
+def _cpu_s() -> float:
+    """Of this process and all below it."""
+    here = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (here, *here.children(recursive=True)))
