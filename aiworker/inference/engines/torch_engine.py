@@ -158,7 +158,7 @@ class _Recorded:
     ) -> None:
         self._given = example.clone()
         # What a first pass allocates and tunes must not be recorded.
-        beside = torch.cuda.Stream()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(_WARM_UPS):
