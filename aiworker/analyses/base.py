@@ -60,8 +60,8 @@ class AnalysisResult(BaseModel):
     """The part that all results share; the rest has the shape that the old function's callers read.
 
     `degraded` is true when a part was answered by rule; `degraded_code` is stable, `degraded_reason` is for people, and
-    `providers_skipped` says for each provider that did not answer why not. `cost_usd` is of all that models were asked,
-    also in vain.
+    `providers_skipped` says for each provider that did not answer why not. `cost_usd` is of all that this attempt
+    asked of models, also in vain.
     """
 
     success: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import date
@@ -15,6 +16,7 @@ from aiworker.telemetry.logs import get_logger
 _log = get_logger("aiworker.spending")
 # What a worker that is killed has spent since is not counted.
 _INTERVAL_S = 5.0
+_LAST_SAVE_S = 3.0
 
 
 class Ledger(Protocol):
@@ -27,20 +29,25 @@ class Ledger(Protocol):
 async def keeping_spend(router: ModelRouter, ledger: Ledger, interval_s: float = _INTERVAL_S) -> AsyncIterator[None]:
     """At once, every `interval_s` while inside, and at the end. A database that does not answer holds nothing up: until
     it does, the budget is kept by what this process knows."""
-    keeper = asyncio.create_task(_keep(router, ledger, interval_s))
+    stop = asyncio.Event()
+    keeper = asyncio.create_task(_keep(router, ledger, interval_s, stop))
     try:
         yield
     finally:
+        # Not cancelled: what was written and not heard of would be written again.
+        stop.set()
+        await asyncio.wait([keeper], timeout=_LAST_SAVE_S)
         keeper.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
-        await _save(router, ledger)
 
 
-async def _keep(router: ModelRouter, ledger: Ledger, interval_s: float) -> None:
+async def _keep(router: ModelRouter, ledger: Ledger, interval_s: float, stop: asyncio.Event) -> None:
     asked = False
-    while True:
+    while not stop.is_set():
         asked = await _save(router, ledger, ask=not asked) or asked
-        await asyncio.sleep(interval_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                await stop.wait()
+    await _save(router, ledger)
 
 
 async def _save(router: ModelRouter, ledger: Ledger, *, ask: bool = False) -> bool:

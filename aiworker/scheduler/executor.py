@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, StageClock, Tools
 from aiworker.analyses.registry import ANALYSES, checked_input, find_analysis
 from aiworker.domain.deadline import Deadline
-from aiworker.domain.errors import WorkerError
+from aiworker.domain.errors import ProviderError, WorkerError
 from aiworker.domain.job import ClaimedJob
 from aiworker.domain.outcome import Completed, Failed, Outcome, Retry, label, outcome_of_error
 from aiworker.domain.retry import RetryPolicy
@@ -86,7 +86,12 @@ class JobExecutor:
         )
         self._metrics.errors.labels(job.type, outcome.error_code).inc()
         log = _log.info if isinstance(error, WorkerError) else _log.error
-        log("attempt failed", type=job.type, attempt=job.attempt, outcome=type(outcome).__name__, exc_info=error)
+        # A result says what its answers have cost; this attempt has none.
+        paid = error.cost_usd if isinstance(error, ProviderError) else 0.0
+        cost = {"cost_microdollars": round(1e6 * paid)} if paid else {}
+        log(
+            "attempt failed", type=job.type, attempt=job.attempt, outcome=type(outcome).__name__, **cost, exc_info=error
+        )
         return outcome
 
     def _completed(self, analysis: Analysis, clock: StageClock, result: AnalysisResult) -> Completed:

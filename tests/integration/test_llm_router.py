@@ -280,6 +280,18 @@ async def test_a_repair_is_a_request_of_the_quota(ollama: FakeOllama, gemini: Fa
     await router.close()
 
 
+async def test_models_that_were_put_away_have_to_be_loaded_again(ollama: FakeOllama) -> None:
+    rules = {"ollama": LaneRules(1, local=True, keep_alive_s=1800)}
+    router = ModelRouter({"ollama": OllamaModel(ollama.url, "llama3.2:3b", None, 4096)}, rules)
+    await router.complete(ask("ollama"), soon())
+    assert router.snapshot()["ollama"]["text_model_loaded"]
+    router.model_gone("gemini")
+    assert router.snapshot()["ollama"]["text_model_loaded"]
+    router.model_gone("ollama")
+    assert not router.snapshot()["ollama"]["text_model_loaded"]
+    await router.close()
+
+
 async def test_hedge_asks_a_second_and_closes_the_losers_socket(router: ModelRouter, ollama: FakeOllama) -> None:
     await router.complete(ask(), soon())
     ollama.script(Reply(before=asyncio.Event()))

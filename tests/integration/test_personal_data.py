@@ -159,6 +159,15 @@ async def test_neither_logs_nor_metrics_nor_spans_hold_content(
     assert str(USER) not in told + sent
 
 
+async def test_a_failed_attempt_says_what_it_has_cost(gemini: FakeGemini, log: StringIO) -> None:
+    gemini.script(Reply("x", finish="SAFETY"))
+    router = ModelRouter({"gemini": gemini_model(gemini)}, {})
+    assert isinstance(await run("unified_assistant", router, Metrics()), Failed)
+    await router.close()
+    (line,) = (line for line in log.getvalue().splitlines() if "attempt failed" in line)
+    assert json.loads(line)["cost_microdollars"] == round(12 * 0.3 + 2.5)
+
+
 def only(spans: list[SeenSpan], name: str) -> SeenSpan:
     (found,) = (span for span in spans if span.name == name)
     return found

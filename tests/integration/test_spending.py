@@ -75,6 +75,34 @@ async def test_two_workers_share_the_budget(database_url: str) -> None:
         await knows(other, 3 * ANSWER_USD)
 
 
+class Slow:
+    """A ledger that is at work on the first sum when the worker stops."""
+
+    def __init__(self) -> None:
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+        self.sums: list[float] = []
+
+    async def add_spend(self, day: date, provider: str, usd: float) -> float:
+        self.sums.append(usd)
+        if usd:
+            self.asked.set()
+            await self.go_on.wait()
+        return sum(self.sums)
+
+
+async def test_a_sum_that_is_being_written_at_the_end_is_not_written_twice() -> None:
+    async with FakeGemini(key="k") as gemini:
+        router = ModelRouter({"gemini": GeminiModel(SecretStr("k"), "gemini-2.5-flash", gemini.url)}, {})
+        slow = Slow()
+        async with keeping_spend(router, slow, OFTEN_S):
+            await ask(router)
+            await slow.asked.wait()
+            asyncio.get_running_loop().call_soon(slow.go_on.set)
+        await router.close()
+    assert sum(slow.sums) == pytest.approx(ANSWER_USD)
+    assert router.unsaved_spend()[0].usd == 0
+
+
 class Gone:
     """A ledger in a database that is not there."""
 

@@ -66,6 +66,7 @@ class System:
     ollama: FakeOllama
     collector: FakeCollector
     media_url: str
+    database_url: str
     session: aiohttp.ClientSession
     logs: Path
 
@@ -141,7 +142,7 @@ async def system(
         try:
             settings = load_settings(port=0, worker_port=0)
             async with running_stack(settings, lambda _: None, log_dir=Path("logs")) as stack:
-                yield System(stack, gemini, ollama, collector, media_url, session, folder / "logs")
+                yield System(stack, gemini, ollama, collector, media_url, database, session, folder / "logs")
         finally:
             os.chdir(home)
             for name in variables:
@@ -213,6 +214,7 @@ async def test_a_photo_with_gemini(system: System, photos: list[Path]) -> None:
     result = job["result"]
     assert result["degraded"] is False
     assert result["provider"]["name"] == "gemini"
+    assert result["cost_usd"] > 0
     assert [food["name"] for food in result["foods"]] == ["laranja", "limão"]
     assert result["totals"]["kcal"] > 0
     assert {found["name"] for found in result["detections"]} == {"orange"}
@@ -419,3 +421,11 @@ async def test_sigterm_puts_a_running_job_back_without_costing_an_attempt(system
     job = await system.until(job_id, "pending")
     assert job["attempts"] == 0
     assert not child.is_running()
+
+
+async def test_what_gemini_has_cost_outlives_the_worker(system: System) -> None:
+    assert system.stack.processes["worker"].returncode == 0
+    connection = await asyncpg.connect(system.database_url)
+    spent = await connection.fetchval("select usd from analysis_spend where provider = 'gemini'")
+    await connection.close()
+    assert 12 * 0.3 / 1e6 < spent < 1
