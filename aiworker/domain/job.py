@@ -12,6 +12,13 @@ from uuid import UUID
 JsonObject = Mapping[str, Any]
 
 
+PRIORITIES = range(1, 11)
+"""Most urgent first."""
+
+LEVEL_S = 10.0
+"""What a level of priority is worth, in seconds of waiting."""
+
+
 class JobStatus(StrEnum):
     PENDING = "pending"
     PROCESSING = "processing"

@@ -1,39 +1,62 @@
-"""When a claim may leave out what was in line before, and when it has to look at everything. Pure: times come in.
+"""What a worker remembers of the lines, so that it need not read again what has ended. Pure: times come in.
 
-A transaction that stays open for minutes keeps vacuum from removing the index entries of jobs that have ended. A claim
-that starts where the lines were last found empty does not have to step over them.
+A transaction that stays open for minutes keeps vacuum from removing the index entries of jobs that have ended. Whoever
+starts behind the last place where it saw that nothing was left does not have to step over them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
-_WHOLE_EVERY_S = 1.0
-# However many dead entries there are, stepping over all of them takes at most this share of the time; and however long
-# a look took, for whatever reason, the next one comes before anybody has to wait for long.
+from aiworker.domain.job import LEVEL_S, PRIORITIES
+
+_COMMIT_S = 2.0
+"""An enqueue whose commit takes longer may be missed, until a walk over everything finds it."""
+
+_WHOLE_AGAIN_S = 2.0
 _WHOLE_SHARE = 0.005
-_WHOLE_AT_LEAST_EVERY_S = 20.0
+_WHOLE_AT_LEAST_EVERY_S = 120.0
 
 
 @dataclass(slots=True)
-class Looks:
-    """One claimer's memory. `empty_at_s` is of the database's clock, all other times of a monotonic one of ours."""
+class Floors:
+    """What a claimer remembers: for each priority, most urgent first, the place before which nothing waits for it."""
 
-    empty_at_s: float | None = None
+    places: list[float] | None = None
+    _at_s: float = 0.0
+
+    def looked(self, at_s: float, last_place: float | None) -> None:
+        """A claim that began at `at_s` has taken what there was, or, where there was more, all up to `last_place`.
+        Both are seconds since 1970, by the database's clock; when that was put back, nothing is known any more."""
+        if at_s < self._at_s - _COMMIT_S / 2:
+            self.places = None
+        self._at_s = at_s
+        seen = [
+            min(at_s - _COMMIT_S + priority * LEVEL_S, inf if last_place is None else last_place)
+            for priority in PRIORITIES
+        ]
+        self.places = seen if self.places is None else list(map(max, self.places, seen))
+
+
+@dataclass(slots=True)
+class Walks:
+    """What a rescuer remembers: how far back unfinished jobs reach, and when it last went over everything.
+
+    Going over everything takes at most a two hundredth of the time, however many dead entries there are, but comes
+    every two minutes at the latest. `earliest_s` is of the database's clock, all other times of our monotonic one.
+    """
+
+    _earliest_s: float | None = None
     _whole_due_s: float = 0.0
 
     def since(self, now_s: float) -> float | None:
-        """What the next claim passes as `p_since_s`; None is a look at everything."""
-        return None if now_s >= self._whole_due_s else self.empty_at_s
+        """Where the next walk begins, without priorities; None is one over everything."""
+        return None if now_s >= self._whole_due_s else self._earliest_s
 
-    def looked(self, since: float | None, began_s: float, ended_s: float, emptied_at_s: float | None) -> None:
-        """A claim that passed `since` has come back; `emptied_at_s` is the database's time of one that left nothing
-        behind, else None."""
+    def walked(self, since: float | None, began_s: float, ended_s: float, earliest_s: float) -> None:
+        """A walk from `since` has come back, having met nothing unfinished that was due before `earliest_s`."""
         if since is None:
-            pause_s = max(_WHOLE_EVERY_S, (ended_s - began_s) / _WHOLE_SHARE)
+            pause_s = max(_WHOLE_AGAIN_S, (ended_s - began_s) / _WHOLE_SHARE)
             self._whole_due_s = ended_s + min(pause_s, _WHOLE_AT_LEAST_EVERY_S)
-            if emptied_at_s is None:
-                # What it left behind may be older than any mark: until a look leaves nothing, all are whole.
-                self.empty_at_s = None
-        if emptied_at_s is not None:
-            self.empty_at_s = emptied_at_s
+        self._earliest_s = earliest_s

@@ -16,7 +16,7 @@ from aiworker.domain.messages import sentence
 from aiworker.domain.outcome import Outcome
 from aiworker.queue.connect import Connector, Pooler
 from aiworker.queue.database import Database
-from aiworker.queue.looks import Looks
+from aiworker.queue.looks import Floors, Walks
 from aiworker.queue.rows import (
     claimed_jobs,
     enqueued,
@@ -32,12 +32,12 @@ _STATUS = "select * from public.get_analysis_status($1, $2)"
 _CANCEL = "select * from public.cancel_analysis($1, $2)"
 _DEPTH = "select * from public.analysis_queue_depth()"
 CLAIM = """
-select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s, apart, looked_at_s
+select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s, apart, place_s, looked_at_s
   from public.claim_analyses($1, $2, $3, $4, $5, $6, $7)"""
 _RENEW = "select * from public.renew_leases($1, $2, $3)"
 _REPORT = "select public.report_progress($1, $2, $3, $4)"
 FINALISE = "select public.finalise_analyses($1, $2, $3, $4, $5, $6, $7, $8) as lost"
-_RESCUE = "select public.rescue_expired($1) as rescued"
+_RESCUE = "select rescued, earliest_s from public.rescue_expired($1, $2, $3)"
 _CONFIGURE = "select public.configure_analyses($1, $2, $3)"
 _PAUSE = "select public.pause_analyses($1)"
 _RESUME = "select public.resume_analyses($1)"
@@ -77,7 +77,8 @@ class PostgresQueue:
     ) -> None:
         connector = Connector(database_url, timeout_s=timeout_s, application_name=application_name, pooler=pooler)
         self._database = Database(connector, timeout_s=timeout_s, connections=connections)
-        self._looks = Looks()
+        self._floors = Floors()
+        self._walks = Walks()
         self._untold = rules
 
     async def __aenter__(self) -> Self:
@@ -147,13 +148,12 @@ class PostgresQueue:
         if limit <= 0 or not types:
             return []
         await self._tell()
-        token, began = uuid4(), time.monotonic()
-        since = self._looks.since(began)
-        lease = timedelta(seconds=lease_s)
-        rows = await self._database.fetch(CLAIM, worker_id, limit, lease, list(types), token, since, suspects)
+        token, lease, floors = uuid4(), timedelta(seconds=lease_s), self._floors.places
+        rows = await self._database.fetch(CLAIM, worker_id, limit, lease, list(types), token, floors, suspects)
         jobs = claimed_jobs(rows, token)
-        emptied_at_s = rows[0]["looked_at_s"] if rows and len(jobs) < limit else None
-        self._looks.looked(since, began, time.monotonic(), emptied_at_s)
+        if rows and (looked_at_s := rows[0]["looked_at_s"]) is not None:
+            last_place = max(row["place_s"] for row in rows) if len(jobs) == limit else None
+            self._floors.looked(looked_at_s, last_place)
         return jobs
 
     async def renew(self, leases: Sequence[Lease], lease_s: float) -> Renewal:
@@ -181,8 +181,11 @@ class PostgresQueue:
         return frozenset(row["lost"] for row in rows)
 
     async def rescue(self) -> int:
-        rows = await self._database.fetch(_RESCUE, sentence("attempts_exhausted"))
-        rescued: int = rows[0]["rescued"]
+        began = time.monotonic()
+        since = self._walks.since(began)
+        [row] = await self._database.fetch(_RESCUE, sentence("attempts_exhausted"), since, self._floors.places)
+        self._walks.walked(since, began, time.monotonic(), row["earliest_s"])
+        rescued: int = row["rescued"]
         return rescued
 
     async def pause(self, job_type: str = ALL_TYPES) -> None:

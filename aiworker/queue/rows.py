@@ -18,10 +18,10 @@ Row = Mapping[str, Any]
 
 
 def claimed_jobs(rows: Iterable[Sequence[Any]], token: UUID) -> list[ClaimedJob]:
-    """Rows of the claim; the last column, the moment of it, is not of the job. A row without an id holds only that."""
+    """Rows of the claim. The last columns, place and moment, are not of the job; a row without an id holds no job."""
     return [
         ClaimedJob(Lease(job_id, token), user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s, apart)
-        for job_id, user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s, apart, _ in rows
+        for job_id, user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s, apart, _, _ in rows
         if job_id is not None
     ]
 

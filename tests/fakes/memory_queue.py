@@ -20,6 +20,7 @@ from aiworker.domain.errors import (
     UnknownJobType,
 )
 from aiworker.domain.job import (
+    LEVEL_S,
     ClaimedJob,
     Enqueued,
     JobStatus,
@@ -35,7 +36,6 @@ from aiworker.domain.messages import sentence
 from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
 
 PENDING, PROCESSING = JobStatus.PENDING, JobStatus.PROCESSING
-LEVEL_S = 10.0
 APART_S, FAR_APART_S = 1.0, 10.0
 EVERY_TYPE = tuple(analysis.job_type for analysis in ANALYSES.values())
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from aiworker.domain.job import ClaimedJob, JobStatus, JobType, NewJob
 from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
 from aiworker.queue.listen import Listener
-from aiworker.queue.looks import Looks
+from aiworker.queue.looks import Floors, Walks
 from aiworker.queue.postgres import PostgresQueue, QueueRules
 from fakes.memory_queue import MemoryQueue
 
@@ -106,7 +106,7 @@ def postgres_bench(queue: PostgresQueue, listener: Listener, connection: Any) ->
             await connection.execute(statement, timedelta(seconds=seconds))
         if not remembering:
             # What it remembers of the database's clock has aged too.
-            queue._looks = Looks()
+            queue._floors, queue._walks = Floors(), Walks()
 
     async def hits() -> int:
         return await connection.fetchval("select coalesce(sum(hit_count), 0)::int from analysis_cache")

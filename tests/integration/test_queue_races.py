@@ -93,7 +93,7 @@ async def test_an_outcome_that_waited_for_a_rescue_is_refused(queue: PostgresQue
     [job] = await running(queue, 1)
     await other.execute("update analysis_jobs set lease_expires_at = now() - interval '1 s'")
     async with other.transaction():
-        assert await other.fetchval("select rescue_expired()") == 1
+        assert await other.fetchval("select rescued from rescue_expired()") == 1
         finalising = asyncio.create_task(queue.finalise([(job.lease, Completed({}))]))
         await until_blocked(other)
 

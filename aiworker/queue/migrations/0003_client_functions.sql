@@ -69,6 +69,7 @@ create or replace function public.enqueue_analysis(
 ) returns table (job_id uuid, status text, cached_result jsonb)
 language plpgsql security definer
 set search_path = public, pg_temp
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -182,19 +183,19 @@ begin
   -- Not now(): the waits for locks above must not count as waiting in line.
   v_now := clock_timestamp();
   v_due := v_now + p_delay_s * interval '1 second';
-  -- In the order of the user's own index, which is the only one that does not step over what has ended; and no more than
-  -- the last ones of each line, however many are in it.
+  -- In words that only the user's own index understands: the others step over what has ended. No more than the last ones
+  -- of each line are read, however many are in it.
   select count(*) into v_active
-    from (select from analysis_jobs o where o.user_id = v_user and o.line is not null
-           order by o.line, o.place limit v_limits.max_active) j;
+    from (select from analysis_jobs o where o.user_id = v_user and o.completed_at is null
+           limit v_limits.max_active) j;
   select max(j.place - j.priority * interval '10 seconds') into v_last
     from generate_series(-3, p_priority) as l (line)
    cross join lateral (
-     select o.place, o.priority, o.run_after
+     select o.line, o.place, o.priority, o.run_after
        from analysis_jobs o
-      where o.user_id = v_user and o.line = l.line
-      order by o.place desc limit v_limits.max_active) j
-   where j.priority <= p_priority and j.run_after <= v_due;
+      where o.user_id = v_user and o.completed_at is null and (o.line, o.place) <= (l.line, 'infinity')
+      order by o.line desc, o.place desc limit v_limits.max_active) j
+   where j.line = l.line and j.priority <= p_priority and j.run_after <= v_due;
   if v_active >= v_limits.max_active and not p_unlimited then
     raise exception using errcode = 'AW001', message = 'too_many_active_jobs';
   end if;

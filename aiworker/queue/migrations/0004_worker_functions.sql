@@ -27,18 +27,19 @@ $$;
 -- worker takes no other beside it. So whoever worked beside it in the first ones does not fail with it. Suspects come
 -- before all others, but for a claim whose `p_suspects` is false: then it is the others' turn.
 --
--- `p_since_s` is a `looked_at_s` of a claim that took less than it might have (null: none yet), in seconds since 1970.
--- What was enqueued after that has a place of at least that moment plus its priority, so the entries before it, all of
--- jobs that have ended, need not be read: with a transaction open that keeps vacuum from removing them they can be many.
--- It is a hint that may be wrong for a job whose enqueue took over two seconds to commit, so callers come without it now
--- and then. While anything is paused `looked_at_s` is null, for then jobs are left behind on purpose. Where there was
--- nothing to take, a row without an id says when that was seen.
+-- `p_floors` holds, for each priority, the place before which nothing waits for this claimer, in seconds since 1970 (null:
+-- it does not know). The entries before it, all of jobs that have ended, need not be read: with a transaction open that
+-- keeps vacuum from removing them they can be many. What a claim leaves behind was enqueued after `looked_at_s`, by then
+-- or so, or stands behind the last `place_s` of a claim that took all it wanted; what that misses, because an enqueue took
+-- seconds to commit or a row was held, `rescue_expired` moves to line 0. `looked_at_s` is null where jobs were left
+-- behind on purpose. Where there was nothing to take, a row without an id says when that was seen.
 create or replace function public.claim_analyses(
   p_worker_id text, p_limit integer, p_lease interval, p_types text[], p_token uuid default gen_random_uuid(),
-  p_since_s double precision default null, p_suspects boolean default true
+  p_floors double precision[] default null, p_suspects boolean default true
 ) returns table (
   id uuid, lease_token uuid, user_id uuid, type text, input jsonb, attempts smallint, max_attempts smallint,
-  deadline_in_s double precision, waited_s double precision, apart boolean, looked_at_s double precision
+  deadline_in_s double precision, waited_s double precision, apart boolean, place_s double precision,
+  looked_at_s double precision
 )
 language plpgsql security definer
 set search_path = public, pg_temp
@@ -53,7 +54,6 @@ set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
-  v_floor timestamptz := coalesce(to_timestamp(p_since_s) - interval '2 seconds', '-infinity');
   v_looked_at_s double precision := date_part('epoch', now());
   v_apart tid;
 begin
@@ -85,7 +85,8 @@ begin
        select j.ctid as row_id, j.place
          from analysis_jobs j
         where j.line = l.line and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
-          and j.place >= case when l.line = 0 then '-infinity' else v_floor + l.line * interval '10 seconds' end
+          -- A millisecond less, for seconds as a number are not exact.
+          and j.place >= coalesce(to_timestamp(p_floors[l.line]) - interval '1 millisecond', '-infinity')
         order by j.place
         limit p_limit
           for update skip locked) c
@@ -106,7 +107,7 @@ begin
    where j.ctid = n.row_id
   returning j.id, j.lease_token, j.user_id, j.type, j.input, j.attempts, j.max_attempts,
             date_part('epoch', j.deadline_at - now()), date_part('epoch', now() - j.run_after),
-            j.line = -3, v_looked_at_s;
+            j.line = -3, date_part('epoch', j.place), v_looked_at_s;
   if not found and v_looked_at_s is not null then
     looked_at_s := v_looked_at_s;
     return next;
@@ -265,27 +266,66 @@ end;
 $$;
 
 -- Takes jobs whose lease ran out from silent workers: back into the line, or to their end when their attempts are used
--- up, or when they were alone with that worker for being suspected of silencing one. Answers how many, at most `p_limit`. Anybody may call it at any time. Jobs that
--- wait for one that is gone (its row was removed, or they were held when it ended) have its result, or one of them leads.
-create or replace function public.rescue_expired(p_error text default null, p_limit integer default 500)
-returns integer
+-- up, or when they were alone with that worker for being suspected of silencing one. Answers how many, at most `p_limit`.
+-- Anybody may call it at any time. Jobs that wait for one that is gone (its row was removed, or they were held when it
+-- ended) have its result, or one of them leads.
+--
+-- `p_since_s` is an `earliest_s` of a call before: what was due before that, priorities left out, has ended and need not
+-- be read. Without it everything is, and what waits before `p_floors`, where a claimer does not look, moves to line 0,
+-- which all look at as a whole.
+create or replace function public.rescue_expired(
+  p_error text default null, p_since_s double precision default null, p_floors double precision[] default null,
+  p_limit integer default 500, out rescued integer, out earliest_s double precision
+)
 language plpgsql security definer
 set search_path = public, pg_temp
 set enable_seqscan = off
+set enable_sort = off
+set enable_bitmapscan = off
+set jit = off
 as $$
 declare
+  v_since timestamptz := coalesce(to_timestamp(p_since_s) - interval '1 millisecond', '-infinity');
+  v_earliest timestamptz;
   v_job record;
   v_key text;
-  v_rescued integer := 0;
 begin
+  rescued := 0;
+  select least(now() - interval '2 seconds', min(f.due)) into v_earliest
+    from generate_series(1, 10) as l (line)
+   cross join lateral (
+     select j.place - l.line * interval '10 seconds' as due from analysis_jobs j
+      where j.line = l.line and j.place >= v_since + l.line * interval '10 seconds'
+      order by j.place limit 1) f;
+  earliest_s := date_part('epoch', v_earliest);
+  if p_since_s is null and p_floors is not null then
+    update analysis_jobs j set line = 0
+     where j.ctid = any (array(
+       select m.row_id
+         from generate_series(1, 10) as l (line)
+        cross join lateral (
+          select w.ctid as row_id from analysis_jobs w
+           where w.line = l.line and w.status = 'pending'
+             and w.place >= v_earliest + l.line * interval '10 seconds'
+             and w.place < to_timestamp(p_floors[l.line]) - interval '1 millisecond'
+           limit p_limit
+             for update skip locked) m));
+    if found then
+      perform pg_notify('analysis_jobs', 'work');
+    end if;
+  end if;
   for v_job in
     with expired as materialized (
       select j.id,
              case when j.attempts >= j.max_attempts or j.line = -3 then 'failed' else 'pending' end as status
-        from analysis_jobs j
-       where j.line is not null and j.status = 'processing' and j.lease_expires_at < now()
+        from unnest('{-3,0,1,2,3,4,5,6,7,8,9,10}'::smallint[]) as l (line)
+       cross join lateral (
+         select e.id, e.attempts, e.max_attempts, e.line from analysis_jobs e
+          where e.line = l.line and e.status = 'processing' and e.lease_expires_at < now()
+            and e.place >= case when l.line > 0 then v_earliest + l.line * interval '10 seconds' else '-infinity' end
+          limit p_limit
+            for update skip locked) j
        limit p_limit
-         for update skip locked
     )
     update analysis_jobs j
        set status = e.status,
@@ -306,7 +346,7 @@ begin
      where j.id = e.id
     returning j.status, j.leads, j.cache_key
   loop
-    v_rescued := v_rescued + 1;
+    rescued := rescued + 1;
     if v_job.leads and v_job.status <> 'pending' then
       perform analysis_pass_on(v_job.cache_key, null, true);
     end if;
@@ -324,10 +364,9 @@ begin
         v_key, (select c.response from analysis_cache c where c.cache_key = v_key and c.expires_at > now()));
     end if;
   end loop;
-  if v_rescued > 0 then
+  if rescued > 0 then
     perform pg_notify('analysis_jobs', 'work');
   end if;
-  return v_rescued;
 end;
 $$;
 
