@@ -136,7 +136,8 @@ class TestSingleFlight:
         if ttl_s:
             assert (await asking).cached_result == {}
         else:
-            assert [job.id for job in await queue.claim("w", 2, LEASE_S, [SHARED])] == [(await asking).job_id]
+            second = (await asking).job_id
+            assert [job.id for job in await queue.claim("w", 2, LEASE_S, [SHARED])] == [second]
 
     async def test_who_asks_while_the_first_passes_on(self, queue: PostgresQueue, other: Any) -> None:
         await queue.enqueue(new_job(type=SHARED))
