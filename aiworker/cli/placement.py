@@ -73,7 +73,8 @@ def table_of(placement: Placement) -> Table:
 
 def _ollama_share(url: str) -> OllamaShare | None:
     try:
-        models = ollama.Client(host=url, timeout=_OLLAMA_TIMEOUT_S).ps().models
+        with ollama.Client(host=url, timeout=_OLLAMA_TIMEOUT_S) as client:
+            models = client.ps().models
     except (ollama.ResponseError, ConnectionError, httpx.HTTPError, ValueError, TypeError, AttributeError):
         # The last three: something else than Ollama answers there.
         return None

@@ -13,7 +13,9 @@ from rich.console import Console, RenderableType
 
 from aiworker.cli.doctor import Verdict, check_ollama, check_personal_data
 from aiworker.cli.models import details, ollama_table, pull
+from aiworker.cli.placement import placement_for
 from aiworker.domain.errors import ConfigurationError, ModelNotFound, ProviderUnavailable, WeightsUnavailable
+from aiworker.inference.devices import OllamaShare
 from aiworker.settings import Settings, load_settings
 
 
@@ -43,6 +45,17 @@ async def test_the_list_says_what_is_used_loaded_and_missing(server: FakeOllama)
     assert "vision" in vision
     assert "aiworker models pull qwen2.5vl:3b" in vision
     assert ollama_table(settings_for(None)) is None
+
+
+async def test_placement_sees_what_ollama_holds(server: FakeOllama) -> None:
+    server.loaded["llama3.2:3b"] = 4096
+    machine, placement = await asyncio.to_thread(placement_for, settings_for(server.url))
+    # 143,762,688 bytes, as recorded.
+    assert machine.ollama == OllamaShare(ram_mb=pytest.approx(137.1, abs=0.01), vram_mb=0)
+    assert any("137 that Ollama holds" in note for note in placement.notes)
+    await server.stop()
+    machine, _ = await asyncio.to_thread(placement_for, settings_for(server.url))
+    assert machine.ollama is None
 
 
 async def test_show_says_what_a_model_can(server: FakeOllama) -> None:
