@@ -109,7 +109,8 @@ class Breaker:
             self._failing_since = None
 
     def _learn_outage(self, now: float) -> None:
-        if self._failing_since is None:
+        # A time that the server named, or that an operator took, says nothing about the next outage.
+        if self._failing_since is None or self._asked_to_rest:
             return
         if self._failed_at > self._failing_since:
             # It came back at some moment between the last failure and now.

@@ -141,6 +141,17 @@ def test_one_long_outage_is_no_habit() -> None:
     assert breaker.ready_at(100) == 100 + TUNING.first_rest_s
 
 
+@pytest.mark.parametrize("named", [Evidence(Sign.BROKEN, "b"), Evidence(Sign.FAILING, "f", 20.0)])
+def test_what_was_named_or_mended_is_no_usual_outage(named: Evidence) -> None:
+    breaker = Breaker(TUNING)
+    for began in (0, 1000, 2000):
+        for now in (began, began + 60):
+            breaker.end(now, named)
+        breaker.end(began + 200, WELL, probe=breaker.begin(began + 200, expected_s=3))
+    breaker.end(3000, DOWN)
+    assert breaker.ready_at(3000) == 3000 + TUNING.first_rest_s
+
+
 def test_calls_that_fail_together_are_one_outage() -> None:
     breaker = Breaker(TUNING)
     for _ in range(20):

@@ -80,5 +80,7 @@ def test_a_budget_needs_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gemini_price(load_settings(gemini_model="gemini-9")) is None
     with pytest.raises(ConfigurationError, match="GEMINI_PRICE"):
         gemini_price(load_settings(gemini_model="gemini-9", gemini_usd_per_day=1.0))
+    with pytest.raises(ConfigurationError, match="GEMINI_USD_PER_JOB"):
+        gemini_price(load_settings(gemini_model="gemini-9", gemini_usd_per_job=0.01))
     monkeypatch.setenv("GEMINI_PRICE", "0.5, 4")
     assert gemini_price(load_settings(gemini_model="gemini-9", gemini_usd_per_day=1.0)) == Price(0.5, 4.0)
