@@ -107,7 +107,10 @@ class Metrics:
         self.llm_breaker = Gauge("aiworker_llm_breaker", "1 in the state it is in", ["provider", "state"], registry=r)
         self.llm_slots = Gauge("aiworker_llm_slots", "Calls by where they are", ["provider", "place"], registry=r)
         self.llm_cost_today = Gauge(
-            "aiworker_llm_cost_today_usd", "Since midnight in California", ["provider"], registry=r
+            "aiworker_llm_cost_today_usd",
+            "Of all workers since midnight in California: take the largest, not the sum",
+            ["provider"],
+            registry=r,
         )
         self.http_seconds = Histogram(
             "aiworker_http_request_seconds", "Requests", ["route", "status"], buckets=_SECONDS, registry=r
