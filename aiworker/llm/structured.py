@@ -49,6 +49,8 @@ _THOUGHT = r"(?:\w+:)?(?:ant)?(?:think(?:ing)?|thoughts?|reasoning|reflection|sc
 _OPENS = rf"(?:<{_THOUGHT}>|(?-i:\[THINK\])|◁think▷|<\|(?:begin_of|start)_(?:thought|thinking)\|>)"
 _CLOSES = rf"(?:</{_THOUGHT}>|(?-i:\[/THINK\])|◁/think▷|<\|end_(?:of_)?(?:thought|thinking)\|>)"
 _THINKING = re.compile(rf"{_OPENS}.*?(?:{_CLOSES}|\Z)", re.DOTALL | re.IGNORECASE)
+# Without any of these there is none of those.
+_MARKS = ("<", "THINK]", "◁")
 # Where the model's template opens the thinking itself, only its end is in the answer.
 _THINKING_ENDS = re.compile(rf"\A.*{_CLOSES}", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
@@ -127,6 +129,8 @@ def _translated_value(keyword: str, value: Any, defs: Schema, dialect: Dialect, 
 
 def answer_text(text: str) -> str:
     """`text` without thinking blocks."""
+    if not any(mark in text for mark in _MARKS):
+        return text.strip()
     return _THINKING_ENDS.sub("", _THINKING.sub("", text)).strip()
 
 
@@ -154,11 +158,12 @@ def parse_answer(model: type[BaseModel], text: str) -> BaseModel:
 
 def _json_texts(text: str) -> list[str]:
     """What may be meant as the answer, all of it valid JSON: the whole, else what is fenced, else what is in braces."""
+    # What looks like thinking or fences may be part of a string.
+    if _is_json(text):
+        return [text]
     bare = answer_text(text)
-    for whole in (text, bare):
-        # What looks like thinking or fences may be part of a string.
-        if _is_json(whole):
-            return [whole]
+    if _is_json(bare):
+        return [bare]
     if not bare.startswith(("{", "[")):
         fenced = [block for block in _FENCE.findall(bare) if _is_json(block)]
         if fenced:
