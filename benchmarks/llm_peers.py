@@ -209,7 +209,7 @@ def servers(scale: float) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Measures, prints, and with --check exits 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about a minute, every time multiplied by 0.3")
+    parser.add_argument("--quick", action="store_true", help="under a minute, every time multiplied by 0.3")
     parser.add_argument("--rounds", type=int, metavar="N", help="instead of 3, or of 1 with --quick")
     parser.add_argument("--only", metavar="NAMES", help=f"some of {', '.join(SECTIONS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
