@@ -22,8 +22,8 @@ _JPEG = frozenset({"JPEG", "MPO"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"})
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _ORIENTATION = 0x0112
-_FULL_SCALE_PIXELS = 25_000_000
-"""Above it a JPEG is decoded at half its size, so that its pixels take no more than 75 MB."""
+_FULL_SCALE_PIXELS = 50_000_000
+"""Above it a JPEG is decoded at half its size, so that its pixels take no more than 150 MB."""
 
 
 def decode(image: bytes, max_pixels: int) -> Picture:
