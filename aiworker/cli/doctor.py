@@ -147,11 +147,17 @@ def _clock(skew_s: float) -> Finding:
 
 
 async def _check_weights(settings: Settings) -> list[Finding]:
+    models = {"weights": settings.yolo_model}
+    models |= {f"weights of {name}": model for name, model in settings.yolo_more_models.items()}
+    return [await asyncio.to_thread(_weights, name, model, settings) for name, model in models.items()]
+
+
+def _weights(name: str, model: str, settings: Settings) -> Finding:
     try:
-        path = await asyncio.to_thread(resolve_weights, settings.yolo_model, settings.models_dir)
+        path = resolve_weights(model, settings.models_dir)
     except WorkerError as error:
-        return [Finding("weights", Verdict.FAIL, settings.yolo_model, error.note)]
-    return [Finding("weights", Verdict.OK, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")]
+        return Finding(name, Verdict.FAIL, model, error.note)
+    return Finding(name, Verdict.OK, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 async def _check_engine(_settings: Settings) -> list[Finding]:

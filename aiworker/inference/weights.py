@@ -68,7 +68,7 @@ def resolve_weights(model: str, models_dir: Path) -> Path:
     known = KNOWN_WEIGHTS.get(model.removesuffix(".pt"))
     if known is None:
         names = ", ".join(KNOWN_WEIGHTS)
-        raise WeightsUnavailable(f"YOLO_MODEL is {model!r}: there is no such file, and the known names are {names}")
+        raise WeightsUnavailable(f"no weights {model!r}: there is no such file, and the known names are {names}")
     target = models_dir / known.file_name
     if not target.is_file():
         raise WeightsUnavailable(f"{target} is not there; {_cure(model, known, target)}")

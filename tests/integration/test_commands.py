@@ -97,6 +97,9 @@ def test_migrate_and_doctor(empty_database_url: str, yolo_weights: Path, tmp_pat
     assert "would apply 0001" in aiworker("migrate", "--dry-run", cwd=tmp_path, **variables).stdout
     assert "applied 0001" in aiworker("migrate", cwd=tmp_path, **variables).stdout
     assert "up to date" in aiworker("migrate", cwd=tmp_path, **variables).stdout
+    gone = aiworker("doctor", "--json", cwd=tmp_path, **variables, YOLO_MORE_MODELS="plates=gone.pt")
+    findings = {finding["check"]: finding for finding in json.loads(gone.stdout)}
+    assert (findings["weights"]["verdict"], findings["weights of plates"]["verdict"]) == ("ok", "fail")
     after = aiworker("doctor", "--json", cwd=tmp_path, **variables)
     assert after.returncode == 0, after.stdout
     findings = {finding["check"]: finding for finding in json.loads(after.stdout)}
@@ -126,6 +129,9 @@ async def test_placement_says_what_it_would_start_and_why(tmp_path: Path) -> Non
     refused = aiworker("placement", cwd=tmp_path, MEMORY_BUDGET_MB="100")
     assert refused.returncode == 1
     assert "raise MEMORY_BUDGET_MB" in refused.stderr
+    shared = aiworker("placement", "--json", cwd=tmp_path, MEMORY_BUDGET_MB="4000", YOLO_MORE_MODELS="a=b")
+    assert json.loads(shared.stdout)["budgetMb"] == 3000
+    assert "1000 of it for further models" in json.loads(shared.stdout)["notes"][0]
 
 
 async def test_doctor_asks_ollama(tmp_path: Path, yolo_weights: Path) -> None:

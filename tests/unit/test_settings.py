@@ -84,3 +84,13 @@ def test_a_budget_needs_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
         gemini_price(load_settings(gemini_model="gemini-9", gemini_usd_per_job=0.01))
     monkeypatch.setenv("GEMINI_PRICE", "0.5, 4")
     assert gemini_price(load_settings(gemini_model="gemini-9", gemini_usd_per_day=1.0)) == Price(0.5, 4.0)
+
+
+def test_further_models_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().yolo_more_models == {}
+    monkeypatch.setenv("YOLO_MORE_MODELS", "plates = /weights/p=1.pt, large=yolov8s,")
+    assert load_settings().yolo_more_models == {"plates": "/weights/p=1.pt", "large": "yolov8s"}
+    for wrong in ("plates", "=yolov8s", "plates="):
+        monkeypatch.setenv("YOLO_MORE_MODELS", wrong)
+        with pytest.raises(ConfigurationError, match=r"YOLO_MORE_MODELS.*name=weights"):
+            load_settings()
