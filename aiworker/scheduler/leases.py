@@ -43,7 +43,7 @@ class LeaseKeeper:
 
     @property
     def alive(self) -> bool:
-        """False when no renewal got through for a whole lease: other workers may take our jobs."""
+        """False when nothing got through for a whole lease: other workers may take our jobs."""
         return time.monotonic() - self.last_success < self._lease_s
 
     async def run(self) -> None:
@@ -52,7 +52,6 @@ class LeaseKeeper:
             try:
                 await self._renew()
                 await self._rescue()
-                self.last_success = time.monotonic()
             except QueueError as error:
                 _log.warning("leases not renewed", held=len(self._running), exc_info=error)
             await self._pause()
@@ -62,6 +61,7 @@ class LeaseKeeper:
         if not leases:
             return
         renewal = await self._source.renew(leases, self._lease_s)
+        self.last_success = time.monotonic()
         self._stop(renewal.lost, StopReason.LEASE_LOST)
         self._stop(renewal.cancelled, StopReason.CANCELLED)
 
@@ -70,6 +70,8 @@ class LeaseKeeper:
         if now >= self._rescue_due:
             self._rescue_due = now + self._lease_s / 3
             self._metrics.rescued.inc(await self._source.rescue())
+            # A turn with nothing to renew and nothing due asks nobody, so it proves nothing.
+            self.last_success = time.monotonic()
 
     def _stop(self, ids: frozenset[UUID], reason: StopReason) -> None:
         for job_id in ids:

@@ -25,6 +25,8 @@ from fakes.fake_engine import KILLS_CHILD, SLOW
 from fakes.gemini_server import error_body, quota_details
 from fakes.llm_server import Reply
 
+from aiworker.cli.serve import address_of
+
 JOBS = int(os.environ.get("CHAOS_JOBS", "40"))
 FULL = JOBS >= 1000
 SENDING_S = 25.0 if FULL else 1.0
@@ -90,6 +92,46 @@ FAULTS: dict[str, Callable[[ChaosSystem], Awaitable[None]]] = {
     "PostgreSQL stopped and started": stop_database,
     "a slow database": slow_database,
 }
+
+
+async def test_health_says_what_is_missing_and_when_it_is_back(system: ChaosSystem) -> None:
+    fine = {"database": True, "leases": True, "inference": True}
+    await _until_health(system, "worker", fine)
+
+    # Nobody renews or rescues while the table is locked, though the database answers.
+    locker = await asyncpg.connect(system.url)
+    async with locker.transaction():
+        await locker.execute("lock table analysis_jobs in access exclusive mode")
+        await _until_health(system, "worker", fine | {"leases": False})
+    await locker.close()
+    await _until_health(system, "worker", fine)
+
+    for child in system.children():
+        child.kill()
+    await _until_health(system, "worker", fine | {"inference": False})
+    await _until_health(system, "worker", fine)
+
+    await asyncio.to_thread(system.server.stop)
+    await _until_health(system, "worker", {"database": False, "leases": False, "inference": True})
+    await _until_health(system, "gateway", {"database": False})
+    await asyncio.to_thread(system.server.start)
+    await _until_health(system, "gateway", {"database": True})
+    await _until_health(system, "worker", fine)
+
+
+async def _until_health(system: ChaosSystem, name: str, checks: dict[str, bool]) -> None:
+    """Until `/health` answers so, with the status that goes with it, while `/live` says that the process is there."""
+    base = address_of(system.sockets[name])
+    async with asyncio.timeout(60):
+        while True:
+            async with system.session.get(f"{base}/health") as response:
+                found = (await response.json())["checks"]
+                assert response.status == (200 if all(found.values()) else 503)
+            if found == checks:
+                break
+            await asyncio.sleep(0.02)
+    async with system.session.get(f"{base}/live") as response:
+        assert response.status == 200
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -248,6 +248,34 @@ def test_a_cancel_that_nobody_tells_of_is_obeyed_within_a_second() -> None:
     assert run_virtually(from_cancel_to_stop()) <= 1
 
 
+class GoneQueue(MemoryQueue):
+    """Answers nothing from the second rescue on."""
+
+    asked = 0
+
+    async def rescue(self) -> int:
+        self.asked += 1
+        if self.asked > 1:
+            raise DatabaseUnavailable
+        return await super().rescue()
+
+
+async def test_leases_are_not_alive_because_nothing_was_asked() -> None:
+    """Hints come in while the database is gone, and turns on which nothing is due prove nothing."""
+    queue = GoneQueue()
+    keeper = LeaseKeeper(queue, RunningJobs(), Metrics(), lease_s=0.1, attempt_timeout_s=60)
+    keeping = asyncio.create_task(keeper.run())
+    async with asyncio.timeout(20):
+        while queue.asked < 1:
+            await asyncio.sleep(0)
+        proved = keeper.last_success
+        while queue.asked < 5:
+            keeper.look_now()
+            await asyncio.sleep(0)
+    keeping.cancel()
+    assert keeper.last_success == proved
+
+
 async def test_stopping_lets_jobs_finish() -> None:
     queue, model = WatchedQueue(), GatedModel()
     async with working(queue, tools(model)) as stopped:
