@@ -78,10 +78,8 @@ class Settings(BaseSettings):
     inference_engine: Literal["auto", "torch", "torch-graph", "openvino", "tensorrt"] = Field(
         "auto", description="auto measures once what is fastest here (`aiworker models profile`)"
     )
-    inference_precision: Literal["fp32", "bf16x3", "bf16"] = Field(
-        "fp32",
-        description="bf16 lets OpenVINO use it where the CPU has it: faster, confidences move by up to 0.05; bf16x3 is "
-        "fp32 on AMX, which auto measures by itself",
+    inference_precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 lets OpenVINO use it where the CPU has it: faster, confidences move by up to 0.05"
     )
     inference_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 

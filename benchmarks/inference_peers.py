@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +22,8 @@ from inferring.bars import Bar, table
 from rich.console import Console
 
 from aiworker.cli.profiles import sample_picture
-from aiworker.inference.devices import read_machine
 from aiworker.inference.messages import ChildSpec
-from aiworker.inference.profile import EXACT, Candidate, candidates
+from aiworker.inference.profile import Candidate, candidates
 from aiworker.inference.profiling import Sample, known_or_measured, profile_file
 from aiworker.inference.weights import resolve_weights
 from aiworker.settings import Settings, load_settings
@@ -61,10 +61,10 @@ async def _ground(settings: Settings, options: argparse.Namespace, *, quick: boo
 
 async def _best(spec: ChildSpec, cache: Path, precision: str) -> Candidate:
     """Of OpenVINO's splits, since litserve and mosec are given the same engine."""
-    machine = read_machine()
-    every = candidates(machine.cores, precision=precision, matrix_units=machine.matrix_units)
-    wanted = EXACT if precision == "fp32" else (precision,)
-    choices = [each for each in every if each.engine == "openvino" and each.precision in wanted]
+    choices = [
+        each for each in candidates(len(os.sched_getaffinity(0)), precision=precision) if each.engine == "openvino"
+    ]
+    choices = [each for each in choices if each.precision == precision]
     profile = await known_or_measured(profile_file(cache, spec, choices), spec, choices, Sample(sample_picture()))
     if profile.chosen is None:
         sys.exit("OpenVINO does not run here: " + "; ".join(each.fault for each in profile.measured))
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     parser.add_argument("--model", default="yolov8n", help="a path, or a name that `aiworker models list` shows")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16x3", "bf16"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="its *.jpg instead of the packaged photos")
     parser.add_argument("--split", type=_split, metavar="PxT", help="processes x threads instead of the measured best")
     options = parser.parse_args()

@@ -119,7 +119,6 @@ def _ground(settings: Settings, spec: ChildSpec, machine: Machine, placement: Pl
             precision=settings.inference_precision,
             processes=settings.inference_processes,
             threads=settings.inference_threads,
-            matrix_units=machine.matrix_units,
         )
     else:
         card = next(gpu.name for gpu in machine.gpus if spec.device == f"cuda:{gpu.index}")

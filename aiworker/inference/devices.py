@@ -37,8 +37,7 @@ class OllamaShare:
 class Machine:
     """`memory_mb` is the smaller of the machine's and the cgroup's, `free_mb` what of it is free now, both in MiB.
 
-    `ollama` is None when Ollama is not used, is elsewhere, or does not answer. `matrix_units`: the CPU has them, for
-    bf16 (AMX).
+    `ollama` is None when Ollama is not used, is elsewhere, or does not answer.
     """
 
     cores: int
@@ -47,7 +46,6 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
     ollama: OllamaShare | None = None
     limited_by: str = "machine"
-    matrix_units: bool = False
 
 
 def read_machine(ollama: OllamaShare | None = None, *, nvml: Any = None, root: Path = Path("/")) -> Machine:
@@ -62,14 +60,7 @@ def read_machine(ollama: OllamaShare | None = None, *, nvml: Any = None, root: P
         total_mb, free_mb, limited_by = limit_mb, min(free_mb, limit_mb - used_mb), "cgroup"
     cores = min(len(os.sched_getaffinity(0)), max(1, math.ceil(quota - 0.01)) if quota < math.inf else math.inf)
     gpus = visible(read_gpus(nvml), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return Machine(int(cores), total_mb, max(0.0, free_mb), gpus, ollama, limited_by, _has_matrix_units(root))
-
-
-def _has_matrix_units(root: Path) -> bool:
-    try:
-        return "amx_bf16" in (root / "proc" / "cpuinfo").read_text().split()
-    except OSError:
-        return False
+    return Machine(int(cores), total_mb, max(0.0, free_mb), gpus, ollama, limited_by)
 
 
 def memory_limit_mb(root: Path = Path("/")) -> float:

@@ -32,9 +32,9 @@ class FrameInvalid(Exception):
 class ChildSpec:
     """Everything that a child is told. `engine` is "module:factory", called with this spec.
 
-    `device` is auto, cpu, cuda or cuda:N; `precision` fp32, bf16x3 or bf16, where engines have a choice; `pinned` binds
-    the engine's threads to cores. `max_pixels` bounds a picture before it is decoded; `image_size` is the longer side
-    that the model takes. Exports are kept in `cache_dir`, or beside the weights.
+    `device` is auto, cpu, cuda or cuda:N; `precision` fp32 or bf16, where the engine has a choice; `pinned` binds the
+    engine's threads to cores. `max_pixels` bounds a picture before it is decoded; `image_size` is the longer side that
+    the model takes. Exports are kept in `cache_dir`, or beside the weights.
     """
 
     kind: ClassVar[str] = "spec"

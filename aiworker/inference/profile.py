@@ -13,8 +13,6 @@ ENGINES = {
     "openvino": "aiworker.inference.engines.openvino_engine:OpenVinoEngine",
     "tensorrt": "aiworker.inference.engines.torch_engine:TensorRtEngine",
 }
-EXACT = ("fp32", "bf16x3")
-"""Precisions whose detections are those of fp32."""
 _NEAR = 0.95
 _MOST_PROCESSES = 4
 _DRIFT = 1.5
@@ -81,11 +79,8 @@ class Profile:
         return f"{share:.0%} of the fastest, in {chosen.candidate.processes} processes, so that one may fail"
 
 
-def candidates(
-    cores: int, *, precision: str = "fp32", processes: int = 0, threads: int = 0, matrix_units: bool = False
-) -> list[Candidate]:
+def candidates(cores: int, *, precision: str = "fp32", processes: int = 0, threads: int = 0) -> list[Candidate]:
     """What is worth measuring; `processes` and `threads` are the operator's own choice, 0 leaves them open.
-    `matrix_units` says that the CPU multiplies matrices of bf16, with which fp32 may be had faster.
 
     torch comes first, since the others are held against what it detects. Threads are pinned only where one process has
     them all: several would pin theirs to the same cores.
@@ -93,7 +88,7 @@ def candidates(
     counts = [processes] if processes else [count for count in (1, 2, _MOST_PROCESSES) if count <= max(1, cores)]
     splits = [(count, threads or max(1, cores // count)) for count in counts]
     found = [Candidate("torch", "fp32", *split) for split in splits]
-    for precise in dict.fromkeys(("fp32", *(("bf16x3",) if matrix_units else ()), precision)):
+    for precise in dict.fromkeys(("fp32", precision)):
         found += [Candidate("openvino", precise, *split) for split in splits]
         found += [Candidate("openvino", precise, *split, pinned=True) for split in splits if split[0] == 1]
     return found
@@ -110,7 +105,7 @@ def agrees(found: Detections, reference: Detections, precision: str, least: floa
     `least` is the confidence below which nothing is said: a box that close to it may be there or not. With fewer bits,
     which of two nearly equal boxes survives is chance, so that only a broken engine is told apart.
     """
-    tolerance, overlap = (0.01, 0.99) if precision in EXACT else (0.1, 0.7)
+    tolerance, overlap = (0.01, 0.99) if precision == "fp32" else (0.1, 0.7)
     left = list(reference.items)
     for each in found.items:
         alike = [other for other in left if other.class_id == each.class_id and _iou(each, other) >= overlap]

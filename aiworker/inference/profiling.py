@@ -26,7 +26,6 @@ from aiworker.telemetry.logs import get_logger
 _log = get_logger(__name__)
 _PACKAGES = ("aiworker", "openvino", "torch", "ultralytics")
 _START_S = 180.0
-_WARM_PICTURES = 12
 # Two full batches: one that the card has, one that is decoded meanwhile.
 _CARD_ASKERS = 16
 _CHECK_AGE_S = 7 * 24 * 3600.0
@@ -48,16 +47,14 @@ async def measure(spec: ChildSpec, candidate: Candidate, sample: Sample, referen
     try:
         async with asyncio.timeout(_START_S):
             await pool.wait_ready()
-        warmed = await _warmed(pool, sample, candidate.processes)
-        if reference is not None and not all(
-            agrees(each, reference, candidate.precision, spec.confidence) for each in warmed
-        ):
+        first = await pool.detect(sample.picture, Deadline.after(_START_S))
+        if reference is not None and not agrees(first, reference, candidate.precision, spec.confidence):
             return Measured(candidate, fault=f"detects other things than {reference.engine}")
         found = await _kept_busy(pool, sample, 3 * candidate.processes if spec.device == "cpu" else _CARD_ASKERS)
         return Measured(
             candidate,
             images_per_s=len(found) / sample.seconds,
-            forward_ms=median(each.inference_ms / each.batch_size for each in found or warmed),
+            forward_ms=median(each.inference_ms / each.batch_size for each in found or [first]),
             rss_mb=pool.memory_mb,
         )
     except (WorkerError, TimeoutError) as error:
@@ -151,12 +148,6 @@ async def _reference(spec: ChildSpec, sample: Sample) -> Detections | None:
         return None
     finally:
         await pool.stop()
-
-
-async def _warmed(pool: InferencePool, sample: Sample, processes: int) -> list[Detections]:
-    """An engine that adapts to a shape that comes often has done so afterwards."""
-    asked = (pool.detect(sample.picture, Deadline.after(_START_S)) for _ in range(_WARM_PICTURES * processes))
-    return await asyncio.gather(*asked)
 
 
 async def _kept_busy(pool: InferencePool, sample: Sample, askers: int) -> list[Detections]:

@@ -13,8 +13,6 @@ from aiworker.inference.child.decode import decode
 from aiworker.inference.engines.openvino_engine import OpenVinoEngine
 from aiworker.inference.messages import ChildSpec
 
-_WARM_PASSES = 10
-
 
 def main(weights: str, cache: str, threads: str, seconds: str, precision: str, *photos: str) -> None:
     """Says "ready", waits for a line on stdin, and then runs."""
@@ -23,7 +21,7 @@ def main(weights: str, cache: str, threads: str, seconds: str, precision: str, *
     )
     engine.load()
     batches = [engine.prepare(decode(Path(photo).read_bytes(), 10**8)).pixels[None] for photo in photos]
-    for batch in _WARM_PASSES * batches:
+    for batch in batches:
         engine.forward(batch)
     print("ready", flush=True)
     sys.stdin.readline()

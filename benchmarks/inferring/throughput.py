@@ -141,10 +141,9 @@ async def _raw(ground: Ground, processes: int, threads: int) -> Run:
 
 
 async def _saturated(ask: Ask, ground: Ground) -> Run:
-    """With as many askers as two full batches for each worker. The first seconds, in which engines adapt to the shapes
-    that come, do not count."""
+    """With as many askers as two full batches for each worker; the first seconds do not count."""
     photos = itertools.cycle([photo.read_bytes() for photo in ground.photos])
-    warm_s = 0.8 * ground.seconds
+    warm_s = min(2.0, ground.seconds / 2)
     warm_until = time.monotonic() + warm_s
     ends, done = warm_until + ground.seconds, 0
 

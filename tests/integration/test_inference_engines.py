@@ -20,8 +20,6 @@ from PIL import Image
 from aiworker.cli.profiles import plan_for, sample_picture
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detection, Detections
-from aiworker.inference.child.decode import decode
-from aiworker.inference.engines import openvino_engine
 from aiworker.inference.engines.exports import ExportFailed, ensure_export, export_folder
 from aiworker.inference.engines.letterbox import prepare
 from aiworker.inference.interface import Picture
@@ -114,46 +112,11 @@ async def test_detections_are_those_of_ultralytics(
     assert rss_mb < (400 if engine == "openvino" else 1000)
 
 
-@pytest.mark.parametrize("family", ["yolov8", "yolov8-seg"])
-def test_fp32_out_of_bf16_detects_the_same(
-    reference: dict[str, Any], family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In this process, so that every shape has a network of its own from the first picture on."""
-    monkeypatch.setattr(openvino_engine, "_OFTEN", 1)
-    monkeypatch.setattr(openvino_engine, "_MOST_SHAPES", 100)
-    engine, expected = _threefold(reference, family, folder)
-    engine.load()
-    for photo, theirs in expected.items():
-        (boxes,) = engine.detect([engine.prepare(decode(Path(photo).read_bytes(), 10**8))])
-        ours = tuple(Detection(kind, "", confidence, (x1, y1, x2, y2)) for kind, confidence, x1, y1, x2, y2 in boxes)
-        assert not _differences(ours, theirs, 0.01), photo
-
-
-@pytest.mark.parametrize("family", ["yolo11", "yolo26"])
-def test_a_network_that_would_be_rounded_elsewhere_is_not_served(
-    reference: dict[str, Any], family: str, folder: Path
-) -> None:
-    """Attention is, in these OpenVINOs; fp32 itself serves them."""
-    engine, _ = _threefold(reference, family, folder)
-    with pytest.raises(ValueError, match="steps in bf16 that should not"):
-        engine.load()
-
-
-def _threefold(
-    reference: dict[str, Any], family: str, folder: Path
-) -> tuple[openvino_engine.OpenVinoEngine, dict[str, list[list[float]]]]:
-    if family not in reference["families"]:
-        pytest.skip(f"no {family} weights at hand")
-    _skip_without_bf16("bf16x3")
-    weights, expected = reference["families"][family].values()
-    spec = ChildSpec(weights, device="cpu", precision="bf16x3", threads=2, confidence=0.25, cache_dir=str(folder))
-    return openvino_engine.OpenVinoEngine(spec), expected
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 async def test_no_engine_costs_average_precision(reference: dict[str, Any], folder: Path, precision: str) -> None:
     """On the photos that come with their truth; whatever single boxes do."""
-    _skip_without_bf16(precision)
+    if precision == "bf16" and "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has no bf16")
     weights, expected = reference["families"]["yolov8"].values()
     photos = [photo for photo in expected if Path(photo).with_suffix(".txt").exists()]
     if not photos:
@@ -166,11 +129,6 @@ async def test_no_engine_costs_average_precision(reference: dict[str, Any], fold
     reached = mean_average_precision(theirs, truth)
     assert reached > 20, "or the measure says nothing"
     assert mean_average_precision(ours, truth) >= reached - 0.5
-
-
-def _skip_without_bf16(precision: str) -> None:
-    if precision != "fp32" and "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("this CPU has no bf16")
 
 
 def _truth(photo: Path, size: Detections) -> list[Row]:

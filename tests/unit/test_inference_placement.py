@@ -195,12 +195,6 @@ def test_the_narrowest_cgroup_counts(tmp_path: Path, files: dict[str, str]) -> N
     assert (machine.cores, machine.memory_mb, machine.free_mb, machine.limited_by) == (1, 200.0, 150.0, "cgroup")
 
 
-@pytest.mark.parametrize(("flags", "there"), [("fpu amx_bf16 amx_tile", True), ("fpu avx512_bf16", False)])
-def test_matrix_units_are_seen(tmp_path: Path, flags: str, there: bool) -> None:
-    root = _tree(tmp_path, {"proc/cpuinfo": f"processor\t: 0\nflags\t\t: {flags}\n"})
-    assert read_machine(nvml=FakeNvml(None), root=root).matrix_units is there
-
-
 def test_without_a_cgroup_the_machine_counts(tmp_path: Path) -> None:
     machine = read_machine(nvml=FakeNvml(None), root=tmp_path)
     assert machine.limited_by == "machine"

@@ -27,12 +27,6 @@ def test_candidates_use_the_cores_that_there_are(cores: int) -> None:
         assert each.precision == "fp32", "another precision is only for those who ask for it"
 
 
-def test_fp32_on_matrix_units_is_measured_where_there_are_some() -> None:
-    found = candidates(2, matrix_units=True)
-    assert set(candidates(2)) < set(found)
-    assert {each.precision for each in found if each.engine == "openvino"} == {"fp32", "bf16x3"}
-
-
 def test_on_a_card_torch_is_held_against_its_own_graphs_and_tensorrt() -> None:
     found = card_candidates(3)
     assert [each.engine for each in found] == ["torch", "torch-graph", "tensorrt"]
@@ -81,7 +75,6 @@ def _found(*items: tuple[int, float, float]) -> Detections:
         (_found((1, 0.90, 0), (3, 0.50, 300)), "fp32", False),
         (_found((1, 0.90, 0), (2, 0.52, 300)), "fp32", False),
         (_found((1, 0.90, 0), (2, 0.50, 302)), "fp32", False),
-        (_found((1, 0.90, 0), (2, 0.50, 302)), "bf16x3", False),
         (_found((1, 0.90, 0)), "fp32", False),
         (_found((1, 0.90, 0), (2, 0.50, 300), (2, 0.50, 300)), "fp32", False),
         (_found((1, 0.90, 0), (2, 0.50, 300), (7, 0.355, 200)), "fp32", True),

@@ -28,7 +28,7 @@ from aiworker.inference.engines.heads import Head
 FORMATS = {"openvino": ("openvino", "torch", "ultralytics"), "tensorrt": ("tensorrt", "torch", "ultralytics")}
 """What each format is written by."""
 _HEAD = "head.json"
-_REVISION = 2
+_REVISION = 1
 _SCRATCH = ".export-"
 _ABANDONED_S = 24 * 3600.0
 
