@@ -26,8 +26,9 @@ Level = tuple[float, float]
 def targets(samples: Sequence[Sample]) -> list[Target]:
     """One for each thing that must not grow.
 
-    What has a bound may move below it. PostgreSQL's shared buffers fill with what has been stored; pools open
-    connections when many calls meet and close them minutes later, and PostgreSQL has a process for each.
+    Memory is what the processes have to themselves: what a mapped file or library counts for depends on who else on
+    the machine maps it, and PostgreSQL's shared buffers fill with what has been stored. Pools may open connections when
+    many calls meet, and close them minutes later.
     """
     grown = [
         Target(f"growth of {name}", growth(levels(samples, of)), LIMIT_PER_CENT, "%") for name, of in _THINGS.items()
@@ -65,12 +66,12 @@ def growth(found: Sequence[Level]) -> float:
 
 
 def _memory(group: str) -> Callable[[Sample], float]:
-    return lambda sample: sample.memory_mb.get(group, 0.0)
+    return lambda sample: sample.own_mb.get(group, 0.0)
 
 
 _THINGS: Mapping[str, Callable[[Sample], float]] = {
     **{f"{group}'s memory": _memory(group) for group in ("gateway", "worker", "children")},
-    "memory in all": lambda sample: sample.total_mb - sample.memory_mb.get("buffers", 0.0),
+    "memory in all": lambda sample: sum(sample.own_mb.values()),
     "open files, database apart": lambda sample: sample.files - sample.connections,
     "threads": attrgetter("threads"),
     "series of metrics": attrgetter("series"),

@@ -24,15 +24,16 @@ select count(*) filter (where status = 'pending' and run_after <= now()) as pend
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`at` seconds since the start. Memory in MB by process group, shared pages counted once; `buffers` are those of
-    PostgreSQL. `files` and `threads` of gateway, worker and children, their `connections` to PostgreSQL, `series` of
-    the worker's metrics. `batches` and `images` since the worker began."""
+    """`at` seconds since the start. Memory in MB by process group: `memory_mb` with shared pages counted once, `own_mb`
+    without files and shared memory. `files` and `threads` of gateway, worker and children, their `connections` to
+    PostgreSQL, `series` of the worker's metrics. `batches` and `images` since the worker began."""
 
     at: float
     phase: str
     pending: int
     processing: int
     memory_mb: Mapping[str, float]
+    own_mb: Mapping[str, float]
     files: int
     threads: int
     connections: int
@@ -73,13 +74,14 @@ class Watch:
     async def look(self) -> Sample:
         depth = await self._database.fetchrow(_DEPTH)
         batches, images, series = await self._metrics()
-        memory, files, threads = await asyncio.to_thread(_resources, self._processes)
+        memory, own, files, threads = await asyncio.to_thread(_resources, self._processes)
         sample = Sample(
             time.time() - self._started,
             self.phase,
             depth["pending"] if depth else 0,
             depth["processing"] if depth else 0,
             memory,
+            own,
             files,
             threads,
             depth["connections"] if depth else 0,
@@ -112,9 +114,10 @@ def postmaster(folder: Path) -> int | None:
     return None
 
 
-def _resources(processes: Mapping[str, int]) -> tuple[dict[str, float], int, int]:
-    """Memory by group, files and threads of our own."""
+def _resources(processes: Mapping[str, int]) -> tuple[dict[str, float], dict[str, float], int, int]:
+    """Memory and own memory by group, files and threads of our own."""
     memory: dict[str, float] = {}
+    own: dict[str, float] = {}
     files = threads = 0
     for name, pid in processes.items():
         try:
@@ -124,27 +127,25 @@ def _resources(processes: Mapping[str, int]) -> tuple[dict[str, float], int, int
             continue
         for each in (process, *below):
             group = "children" if name == "worker" and each is not process else name
-            private, buffers = _pss_mb(each)
-            memory[group] = memory.get(group, 0.0) + private
-            if name == "postgres":
-                memory["buffers"] = memory.get("buffers", 0.0) + buffers
-            else:
-                memory[group] += buffers
+            sizes = _sizes_mb(each)
+            memory[group] = memory.get(group, 0.0) + sizes["Pss"]
+            own[group] = own.get(group, 0.0) + sizes["Pss_Anon"]
+            if name != "postgres":
                 files, threads = files + _count(each.num_fds), threads + _count(each.num_threads)
-    return memory, files, threads
+    return memory, own, files, threads
 
 
-def _pss_mb(process: psutil.Process) -> tuple[float, float]:
-    """What is not shared memory, and what is."""
-    sizes = {"Pss": 0.0, "Pss_Shmem": 0.0}
+def _sizes_mb(process: psutil.Process) -> dict[str, float]:
+    sizes = {"Pss": 0.0, "Pss_Anon": 0.0}
     try:
-        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            if name in sizes:
-                sizes[name] = int(rest.split()[0]) * 1024 / 1e6
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        return 0.0, 0.0
-    return sizes["Pss"] - sizes["Pss_Shmem"], sizes["Pss_Shmem"]
+        return sizes
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name in sizes:
+            sizes[name] = int(rest.split()[0]) * 1024 / 1e6
+    return sizes
 
 
 def _count(ask: Callable[[], int]) -> int:

@@ -54,6 +54,7 @@ def sample(at: float = 1.0, phase: str = "steady", **more: Any) -> Sample:
         "pending": 1,
         "processing": 2,
         "memory_mb": {"worker": 90.0},
+        "own_mb": {"worker": 80.0},
         "files": 50,
         "threads": 20,
         "connections": 5,
@@ -249,12 +250,13 @@ def test_levels_are_of_the_end_of_each_rest() -> None:
     assert [value for _, value in found] == [50] * 6
 
 
-def test_the_soak_names_what_grows_and_lets_buffers_fill() -> None:
+def test_the_soak_names_what_grows_and_lets_files_be_mapped() -> None:
     samples = [
         sample(
             25.0 * number,
             f"rest {number}",
-            memory_mb={"gateway": 70, "worker": 100 + 5 * number, "children": 300, "postgres": 40, "buffers": number},
+            memory_mb={"gateway": 70, "worker": 100 + 5 * number, "children": 300 + 20 * number, "postgres": 40},
+            own_mb={"gateway": 60, "worker": 80 + 5 * number, "children": 200, "postgres": 30},
             threads=20 + number,
         )
         for number in range(12)
