@@ -161,8 +161,8 @@ async def _old(
     system: System, kinds: Sequence[Any], rng: Random, console: Console, *, quick: bool
 ) -> dict[str, old_design.OldRun]:
     loads = (
-        Phase("peak", "peak", "jobs", 10 * DAY_MEAN, 15 if quick else 60, at_least=8),
-        Phase("steady", "5 jobs/s", "jobs", 5.0, 28 if quick else 75),
+        Phase("peak", "peak", "jobs", 10 * DAY_MEAN, 11 if quick else 60, at_least=8),
+        Phase("steady", "5 jobs/s", "jobs", 5.0, 20 if quick else 75),
     )
     console.print("the old design on the same load")
     return await old_design.measure(system.stack.database_url, system.places, system.weights, kinds, loads, rng)
