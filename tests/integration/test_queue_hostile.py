@@ -141,6 +141,15 @@ async def test_a_row_that_somebody_holds_keeps_no_other_from_being_claimed(queue
     assert [job.id for job in await queue.claim("w", 5, LEASE_S, [TEXT])] == [held]
 
 
+async def test_who_cannot_lend_its_urgency_follows_all_the_same(queue: PostgresQueue, client: Any) -> None:
+    leader = (await queue.enqueue(new_job(type=SHARED, priority=9))).job_id
+    async with client.transaction():
+        await client.execute("select from analysis_jobs where id = $1 for update", leader)
+        async with asyncio.timeout(10):
+            await queue.enqueue(new_job(type=SHARED, priority=1))
+    assert [job.id for job in await queue.claim("w", 5, LEASE_S, [SHARED])] == [leader]
+
+
 async def test_a_follower_that_somebody_holds_has_its_result_later(queue: PostgresQueue, client: Any) -> None:
     await queue.enqueue(new_job(type=SHARED))
     held = (await queue.enqueue(new_job(type=SHARED))).job_id

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -41,10 +42,13 @@ class WatchedQueue(MemoryQueue):
         super().__init__(**rules)
         self._ended = asyncio.Condition()
         self.claimed_limits: list[int] = []
+        self.taken: list[UUID] = []
 
     async def claim(self, worker_id: str, limit: int, lease_s: float, types: Any, suspects: bool = True) -> Any:
         self.claimed_limits.append(limit)
-        return await super().claim(worker_id, limit, lease_s, types, suspects)
+        claimed = await super().claim(worker_id, limit, lease_s, types, suspects)
+        self.taken += [job.id for job in claimed]
+        return claimed
 
     async def finalise(self, outcomes: Any) -> frozenset[UUID]:
         lost = await super().finalise(outcomes)
@@ -404,6 +408,26 @@ async def test_a_worker_that_starts_does_not_begin_with_the_suspects() -> None:
         for job_id in (*others, *suspects):
             await queue.until(job_id, JobStatus.COMPLETED)
     assert ["outro" in prompt for prompt in asked] == [True] * 4 + [False] * 3
+
+
+async def test_after_a_suspect_it_is_the_turn_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, ahead = [0.0], [0.0]
+    queue, model = WatchedQueue(clock=lambda: now[0]), GatedModel()
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0])
+    monkeypatch.setattr("aiworker.scheduler.dispatcher.time", clock)
+    suspects = [await put(queue, replace(chat(), max_attempts=2)) for _ in range(2)]
+    await queue.claim("dead", 2, 1.0, ["unified_assistant"])
+    now[0] = 2.0
+    await queue.rescue()
+    async with working(queue, tools(model)):
+        await model.begun()
+        other = await put(queue, chat())
+        ahead[0] = 10.0
+        model.open.set()
+        for job_id in (other, *suspects):
+            await queue.until(job_id, JobStatus.COMPLETED)
+    # One that has to wait until the worker is idle is taken twice.
+    assert list(dict.fromkeys(queue.taken[2:])) == [suspects[0], other, suspects[1]]
 
 
 def test_forgetting_an_old_attempt_keeps_the_new_one() -> None:
