@@ -70,6 +70,17 @@ class TestOrder:
 
         assert all(order.index(job_id) < 2 * len(others) for job_id in others)
 
+    @pytest.mark.parametrize("waiting", [{"delay_s": 3600}, {"priority": 10}], ids=["delayed", "of low priority"])
+    async def test_nor_does_it_put_back_what_is_wanted_now(self, bench: Bench, waiting: dict[str, Any]) -> None:
+        for _ in range(3 * LIMIT):
+            await bench.add(**waiting)
+        # Those of low priority wait once more, where those of all priorities do.
+        await bench.queue.finalise([(job.lease, Interrupted()) for job in await bench.claim(limit=50)])
+        mine = await bench.add()
+        other = await bench.add(user_id=uuid4())
+
+        assert [job.id for job in await bench.claim(limit=2)] == [mine, other]
+
     async def test_no_more_than_asked_for_and_only_the_types_asked_for(self, bench: Bench) -> None:
         image = await bench.add(type=IMAGE)
         texts = [await bench.add() for _ in range(3)]

@@ -46,6 +46,7 @@ class WatchedQueue(MemoryQueue):
 
     async def claim(self, worker_id: str, limit: int, lease_s: float, types: Any, suspects: bool = True) -> Any:
         self.claimed_limits.append(limit)
+        await asyncio.sleep(0)
         claimed = await super().claim(worker_id, limit, lease_s, types, suspects)
         self.taken += [job.id for job in claimed]
         return claimed
@@ -408,6 +409,19 @@ async def test_a_worker_that_starts_does_not_begin_with_the_suspects() -> None:
         for job_id in (*others, *suspects):
             await queue.until(job_id, JobStatus.COMPLETED)
     assert ["outro" in prompt for prompt in asked] == [True] * 4 + [False] * 3
+
+
+async def test_a_suspect_waits_for_nobody_who_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    queue = WatchedQueue(clock=lambda: now[0])
+    started = time.monotonic()
+    monkeypatch.setattr("aiworker.scheduler.dispatcher.time", SimpleNamespace(monotonic=lambda: started))
+    suspect = await put(queue, replace(chat(), max_attempts=2))
+    await queue.claim("dead", 1, 1.0, ["unified_assistant"])
+    now[0] = 2.0
+    await queue.rescue()
+    async with working(queue, tools(FunctionModel(lambda _: "oi"))):
+        await queue.until(suspect, JobStatus.COMPLETED)
 
 
 async def test_after_a_suspect_it_is_the_turn_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
