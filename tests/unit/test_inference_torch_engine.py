@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+from aiworker.inference.lanes.process import child_environment
 
 _CODE = """
 import contextlib, sys
@@ -116,7 +119,12 @@ except ValueError as error:
 
 def test_cuda_runs_in_fp16_graphs_are_recorded_once_and_tensorrt_runs_its_export(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _CODE, str(tmp_path)], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", _CODE, str(tmp_path)],
+        env=child_environment(os.environ, threads=1) | {"YOLO_CONFIG_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == ["CUDA graphs need a CUDA device", "TensorRT needs a CUDA device"]
