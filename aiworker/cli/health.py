@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import psutil
 
+from aiworker.cli.parts import WorkerParts
 from aiworker.domain.errors import DatabaseUnavailable
 from aiworker.domain.job import QueueDepth
 from aiworker.gateway.ops import Checks, Ops
@@ -21,9 +22,6 @@ from aiworker.inference.policy.supervision import LaneState
 from aiworker.queue.postgres import PostgresQueue
 from aiworker.settings import Settings
 from aiworker.telemetry.metrics import Metrics
-
-if TYPE_CHECKING:
-    from aiworker.cli.wiring import WorkerParts
 
 # Uptime checks give up after a few seconds; a database that takes longer is not one to work with.
 _DATABASE_PATIENCE_S = 2.0

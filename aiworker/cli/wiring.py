@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 
 from aiohttp import web
@@ -14,13 +13,13 @@ from aiworker.analyses.base import Tools
 from aiworker.analyses.registry import ANALYSES
 from aiworker.cli.health import gateway_ops
 from aiworker.cli.keys import Keys
+from aiworker.cli.parts import WorkerParts
 from aiworker.cli.spending import keeping_spend
 from aiworker.cli.vision import vision_of
 from aiworker.domain.errors import ConfigurationError
 from aiworker.gateway.app import Gateway, build_gateway
 from aiworker.gateway.auth import Authenticator
 from aiworker.gateway.ops import add_ops
-from aiworker.inference.shelf import ModelShelf
 from aiworker.llm.flight import Provider
 from aiworker.llm.gemini import GeminiModel
 from aiworker.llm.gemini_models import Price, price_of
@@ -62,17 +61,6 @@ async def gateway_app(settings: Settings, keys: Keys) -> AsyncIterator[web.Appli
         app = build_gateway(gateway, metrics, max_body_bytes=int(settings.max_body_mb * _MB))
         add_ops(app, gateway_ops(settings, queue, metrics), metrics)
         yield app
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerParts:
-    """A worker and what its health depends on."""
-
-    worker: Worker
-    queue: PostgresQueue
-    vision: ModelShelf
-    router: ModelRouter
-    metrics: Metrics
 
 
 @asynccontextmanager
