@@ -44,8 +44,12 @@ def table_of(bars: Sequence[Bar], subject: str, note: str = "") -> Table:
     for bar in bars:
         limit = "" if bar.limit is None else f"{'>=' if bar.least else '<='} {bar.limit:g} {bar.unit}"
         verdict = "" if bar.limit is None else ("met" if bar.met else "MISSED")
-        table.add_row(bar.name, f"{bar.value:,.2f} {bar.unit}", limit, verdict)
+        table.add_row(bar.name, f"{_shown(bar.value)} {bar.unit}", limit, verdict)
     return table
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.4g}"
 
 
 def prepare_peers(environment: Path, requirements: Path, names: str, console: Console) -> None:

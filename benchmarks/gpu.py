@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from beside import Bar, table_of
 from inferring import pretend_card
-from inferring.bars import Bar, table
 from rich.console import Console
 
 from aiworker.cli.profiles import sample_picture
@@ -194,7 +194,7 @@ def main() -> None:
     configure_logging("CRITICAL", "bench")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         name, bars = runner.run(run(options))
-    Console(highlight=False).print(table(bars))
+    Console(highlight=False).print(table_of(bars, f"inference on one {name}"))
     target = options.json
     if target is None and not options.pretend:
         target = HERE / "results" / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import uvloop
+from beside import Bar, table_of
 from inferring import decoding, neighbour, scheduling, throughput
-from inferring.bars import Bar, table
 from rich.console import Console
 
 from aiworker.cli.profiles import sample_picture
@@ -104,7 +104,7 @@ def main() -> None:
     configure_logging("CRITICAL", "bench")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         bars = runner.run(measure(options, sections, Console(stderr=True, highlight=False)))
-    Console(highlight=False).print(table(bars))
+    Console(highlight=False).print(table_of(bars, "inference"))
     if options.json:
         options.json.write_text(json.dumps([asdict(bar) | {"met": bar.met} for bar in bars], indent=2) + "\n")
     if options.check and not all(bar.met for bar in bars):

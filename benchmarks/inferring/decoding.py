@@ -10,11 +10,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from beside import Bar
 from PIL import Image
 
 from aiworker.inference.child.decode import decode
 from aiworker.inference.engines.letterbox import prepare
-from inferring.bars import Bar
 
 _SIZE = (4032, 3024)
 

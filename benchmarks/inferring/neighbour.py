@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import uvloop
+from beside import Bar, table_of
 from rich.console import Console
 
 from aiworker.cli.vision import vision_of
@@ -26,7 +27,6 @@ from aiworker.inference.pool import InferencePool
 from aiworker.settings import load_settings
 from aiworker.telemetry.logs import configure_logging
 from aiworker.telemetry.metrics import Metrics
-from inferring.bars import Bar, table
 from inferring.load import offer
 
 _RATE = 3.0
@@ -100,7 +100,7 @@ def main() -> int:
     configure_logging("ERROR", "bench")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         bars = runner.run(measure(options.model, quick=options.quick, console=Console(stderr=True)))
-    Console().print(table(bars))
+    Console().print(table_of(bars, "beside a busy process"))
     if options.json:
         options.json.write_text(json.dumps([asdict(bar) | {"met": bar.met} for bar in bars], indent=1))
     return int(options.check and not all(bar.met for bar in bars))

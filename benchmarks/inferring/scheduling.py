@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import uvloop
+from beside import Bar, table_of
 from rich.console import Console
 
 from aiworker.domain.deadline import Deadline
@@ -26,7 +27,6 @@ from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, PoolRules
 from aiworker.telemetry.logs import configure_logging
 from inferring import peers
-from inferring.bars import Bar, table
 from inferring.load import Load, offer
 from inferring.sleep_engine import ENGINE, picture, weights
 
@@ -178,7 +178,7 @@ async def measure(*, quick: bool, only: str, console: Console) -> list[Bar]:
     sizes = Sizes(5.0, 1, 6.0) if quick else Sizes(10.0, 3, 12.0)
     bars = await ours(sizes, console) if only != "others" else []
     if only == "others" or not (quick or only):
-        console.print(table(bars))
+        console.print(table_of(bars, "goodput and kills"))
         bars += await others(sizes, console)
     return bars
 
@@ -194,7 +194,7 @@ def main() -> int:
     console = Console(stderr=True)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         bars = runner.run(measure(quick=options.quick, only=options.only, console=console))
-    Console().print(table(bars))
+    Console().print(table_of(bars, "goodput and kills"))
     if options.json:
         options.json.write_text(json.dumps([asdict(bar) | {"met": bar.met} for bar in bars], indent=1))
     return int(options.check and not all(bar.met for bar in bars))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from beside import Bar
 from rich.console import Console
 
 from aiworker.domain.deadline import Deadline
@@ -25,7 +26,6 @@ from aiworker.inference.pool import InferencePool
 from aiworker.inference.profile import Candidate
 from aiworker.inference.profiling import serving as told
 from inferring import peers
-from inferring.bars import Bar
 
 _SLO_S = 60.0
 _BATCH = 8
