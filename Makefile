@@ -28,9 +28,11 @@ lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Tests that wait for processes run two files at a time; those that break things run alone.
 test: lint ## lint, then every test, the fast ones first
 	$(BIN)/pytest -q tests/unit
-	$(BIN)/pytest -q tests --ignore=tests/unit
+	$(BIN)/pytest -q -n 2 --dist loadfile tests --ignore=tests/unit --ignore=tests/chaos
+	$(BIN)/pytest -q tests/chaos
 
 bench: setup ## the gate before a deploy: load, targets, report (BENCH=--quick is short)
 	@$(BIN)/python -m aiworker.cli bench $(BENCH)
