@@ -45,7 +45,7 @@ Outcome = Completed | Retry | Failed | Interrupted
 def outcome_of_error(
     error: BaseException, *, attempt: int, max_attempts: int, policy: RetryPolicy, random: float
 ) -> Retry | Failed:
-    """Retry what may work later while attempts are left; fail the rest at once.
+    """Retry what may work soon while attempts are left; fail the rest at once.
 
     An exception that is not ours is a bug in an analysis. It is retried like a transient error, since the next
     release may be the fix, and stored under `internal_error` without its text, which might hold content.
@@ -53,7 +53,7 @@ def outcome_of_error(
     known = error if isinstance(error, WorkerError) else _as_worker_error(error)
     retryable = known.retryable or known.code == WorkerError.code
     text = sentence(known.code)
-    if retryable and attempt < max_attempts:
+    if retryable and attempt < max_attempts and policy.worth_waiting(known.retry_after):
         delay = policy.delay(attempt, random, known.retry_after)
         return Retry(delay_s=delay, error=text, error_code=known.code)
     return Failed(error=text, error_code=known.code)

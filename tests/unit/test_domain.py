@@ -49,6 +49,8 @@ def test_a_provider_is_never_asked_earlier_than_it_said(attempt: int, random: fl
         (ImageUnreadable(), 1, Failed, "image_unreadable"),
         (NoProvider(reasons={"ollama": "not_configured"}), 1, Failed, "no_provider"),
         (NoProvider(reasons={"ollama": "provider_timeout", "gemini": "not_configured"}), 1, Retry, "no_provider"),
+        (NoProvider(reasons={"gemini": "provider_rate_limited"}, retry_after=300), 1, Retry, "no_provider"),
+        (NoProvider(reasons={"gemini": "provider_rate_limited"}, retry_after=54_000), 1, Failed, "no_provider"),
         (DatabaseUnavailable(), 1, Retry, "database_unavailable"),
         (TimeoutError(), 1, Retry, "deadline_exceeded"),
         (TimeoutError(), 3, Failed, "deadline_exceeded"),
