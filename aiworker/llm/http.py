@@ -117,7 +117,8 @@ class Http:
             data=None if body is None else orjson.dumps(body),
             headers=self._headers if body is None else self._headers | _JSON,
             allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_limit(deadline.remaining())),
+            # Of one more than `sock_connect`: looking up the name, which takes as long as it likes.
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect_limit(deadline.remaining())),
         )
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:

@@ -104,6 +104,25 @@ async def test_refused_connection(side: Side) -> None:
     assert caught.value.details["phase"] == "connect"
 
 
+async def test_a_name_that_is_looked_up_for_ever_is_no_connection(
+    side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+    url = "http://models.example"
+    model = (
+        OllamaModel(url, "llama3.2:3b", None, 4096)
+        if side.name == "ollama"
+        else GeminiModel(SecretStr("k"), "gemini-2.5-flash", url)
+    )
+    with pytest.raises(ProviderTimeout) as caught:
+        await model.complete(ask(), soon(0.8))
+    await model.close()
+    assert caught.value.details["phase"] == "connect"
+
+
 async def test_wrong_answer_is_repaired_once(side: Side) -> None:
     side.server.script(Reply('{"foods": "?"}'), Reply('```json\n{"foods": []}\n```'))
     completion = await side.model.complete(ask(answer=Meal), soon())
