@@ -24,8 +24,10 @@ from aiworker.llm.http import LONGEST_WAIT_S, retry_after_of
 
 NAME = "gemini"
 _ENUM = re.compile(r"[A-Z][A-Z_]{1,60}")
-_RETRY_IN = re.compile(r"retry in ([0-9.]+)\s*(ms|s)", re.I)
-_SECONDS = re.compile(r"([0-9]+(?:\.[0-9]+)?)s?")
+# "Please retry in 53.0s.", "retry in 14h28m39.9s", "retry in 200ms"
+_RETRY_IN = re.compile(r"retry in ((?:[0-9]+(?:\.[0-9]+)?(?:h|ms|m|s))+)", re.I)
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|m|s)", re.I)
+_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderError:
@@ -85,15 +87,15 @@ def _retry_delay(details: list[dict[str, Any]], message: str) -> float | None:
         if str(item.get("@type", "")).endswith("RetryInfo"):
             return _seconds(item.get("retryDelay"))
     said = _RETRY_IN.search(message)
-    if not said:
-        return None
-    number = _seconds(said.group(1))
-    return number / 1000 if number is not None and said.group(2).lower() == "ms" else number
+    return _seconds(said.group(1)) if said else None
 
 
 def _seconds(text: Any) -> float | None:
-    match = _SECONDS.fullmatch(text) if isinstance(text, str) else None
-    return min(float(match.group(1)), LONGEST_WAIT_S) if match else None
+    """Of "53s", as protobuf writes durations, and of "14h28m39.9s", as Go does."""
+    parts = _DURATION.findall(text) if isinstance(text, str) else []
+    if not parts or "".join(map("".join, parts)) != text:
+        return None
+    return min(sum(float(number) * _UNIT_S[unit.lower()] for number, unit in parts), LONGEST_WAIT_S)
 
 
 def _scope(details: list[dict[str, Any]]) -> QuotaScope | None:

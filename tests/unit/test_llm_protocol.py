@@ -322,10 +322,13 @@ RATE = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerM
 PER_DAY = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerDayPerProject-FreeTier", "0.5s"))
 SAID = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 53.5s.")
 SAID_MS = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 250ms.")
+SAID_HOURS = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 14h28m39.5s.")
+IN_MINUTES = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerMinutePerProject", "18m5s"))
+GARBLED = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerMinutePerProject", "5s or so"))
 
 
 RATE_LIST = [RATE]
-SCOPES = {id(RATE): "minute", id(RATE_LIST): "minute", id(PER_DAY): "day"}
+SCOPES = {id(body): "minute" for body in (RATE, RATE_LIST, IN_MINUTES, GARBLED)} | {id(PER_DAY): "day"}
 
 
 @pytest.mark.parametrize(
@@ -343,6 +346,9 @@ SCOPES = {id(RATE): "minute", id(RATE_LIST): "minute", id(PER_DAY): "day"}
         (429, PER_DAY, ProviderRateLimited, 0.5),
         (429, SAID, ProviderRateLimited, 53.5),
         (429, SAID_MS, ProviderRateLimited, 0.25),
+        (429, SAID_HOURS, ProviderRateLimited, 14 * 3600 + 28 * 60 + 39.5),
+        (429, IN_MINUTES, ProviderRateLimited, 18 * 60 + 5),
+        (429, GARBLED, ProviderRateLimited, None),
         (429, error_body(429, "RESOURCE_EXHAUSTED"), ProviderRateLimited, None),
         (500, error_body(500, "INTERNAL"), ProviderUnavailable, None),
         (503, error_body(503, "UNAVAILABLE"), ProviderUnavailable, None),
