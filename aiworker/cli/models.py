@@ -171,7 +171,8 @@ def _ollama(settings: Settings, name: str = "", timeout_s: float | None = _TIMEO
         known = ", ".join(KNOWN_WEIGHTS)
         raise ConfigurationError(f"{name!r} is none of the known weights ({known}); for an Ollama model set OLLAMA_URL")
     try:
-        with ollama.Client(host=settings.ollama_url, timeout=timeout_s) as client:
+        # The worker's own way to Ollama goes past the environment's proxies as well.
+        with ollama.Client(host=settings.ollama_url, timeout=timeout_s, trust_env=False) as client:
             yield client
     except ollama.ResponseError as error:
         if error.status_code == 404:

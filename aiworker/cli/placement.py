@@ -73,7 +73,7 @@ def table_of(placement: Placement) -> Table:
 
 def _ollama_share(url: str) -> OllamaShare | None:
     try:
-        with ollama.Client(host=url, timeout=_OLLAMA_TIMEOUT_S) as client:
+        with ollama.Client(host=url, timeout=_OLLAMA_TIMEOUT_S, trust_env=False) as client:
             models = client.ps().models
     except (ollama.ResponseError, ConnectionError, httpx.HTTPError, ValueError, TypeError, AttributeError):
         # The last three: something else than Ollama answers there.

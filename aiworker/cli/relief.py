@@ -19,7 +19,7 @@ async def unload_ollama(url: str, on_unloaded: Callable[[], None]) -> None:
     It loads them again by itself when it is asked the next time.
     """
     try:
-        async with ollama.AsyncClient(host=url, timeout=_TIMEOUT_S) as client:
+        async with ollama.AsyncClient(host=url, timeout=_TIMEOUT_S, trust_env=False) as client:
             names = [model.model for model in (await client.ps()).models if model.model]
             for name in names:
                 await client.chat(name, messages=[], keep_alive=0)

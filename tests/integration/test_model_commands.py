@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from aiworker.cli.doctor import Verdict, check_ollama, check_personal_data
 from aiworker.cli.models import details, ollama_table, pull
 from aiworker.cli.placement import placement_for
+from aiworker.cli.relief import unload_ollama
 from aiworker.domain.errors import ConfigurationError, ModelNotFound, ProviderUnavailable, WeightsUnavailable
 from aiworker.inference.devices import OllamaShare
 from aiworker.settings import Settings, load_settings
@@ -56,6 +57,19 @@ async def test_placement_sees_what_ollama_holds(server: FakeOllama) -> None:
     await server.stop()
     machine, _ = await asyncio.to_thread(placement_for, settings_for(server.url))
     assert machine.ollama is None
+
+
+async def test_proxies_are_not_for_ollama(server: FakeOllama, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server.loaded["llama3.2:3b"] = 4096
+    settings = settings_for(server.url)
+    assert "llama3.2:3b" in text_of(await asyncio.to_thread(ollama_table, settings))
+    machine, _ = await asyncio.to_thread(placement_for, settings)
+    assert machine.ollama is not None
+    told: list[None] = []
+    await unload_ollama(server.url, lambda: told.append(None))
+    assert server.loaded == {}
 
 
 async def test_show_says_what_a_model_can(server: FakeOllama) -> None:
