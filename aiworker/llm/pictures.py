@@ -10,6 +10,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -31,15 +32,13 @@ class Pictures:
     """Prepares pictures in threads, few at a time, since a decoded photo is a hundred megabytes."""
 
     def __init__(self) -> None:
-        self._turns = asyncio.Semaphore(_AT_A_TIME)
+        # Not a semaphore: who is cancelled leaves, and the decoder goes on.
+        self._threads = ThreadPoolExecutor(_AT_A_TIME, "pictures")
 
     async def prepare(self, images: tuple[bytes, ...], pixels: int) -> tuple[bytes, ...]:
         """JPEGs of at most `pixels` each. Raises MediaTypeUnsupported, ImageUnreadable, MediaTooLarge."""
-        return tuple([await self._one(image, pixels) for image in images])
-
-    async def _one(self, image: bytes, pixels: int) -> bytes:
-        async with self._turns:
-            return await asyncio.to_thread(as_jpeg, image, pixels)
+        loop = asyncio.get_running_loop()
+        return tuple([await loop.run_in_executor(self._threads, as_jpeg, image, pixels) for image in images])
 
 
 def as_jpeg(image: bytes, pixels: int) -> bytes:

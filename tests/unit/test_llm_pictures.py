@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import threading
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from aiworker.domain.errors import ImageUnreadable, MediaTooLarge, MediaTypeUnsupported
+from aiworker.llm import pictures
 from aiworker.llm.pictures import LEAST_SIDE, Pictures, as_jpeg, fitting, pixels_read
 
 ROTATED = Image.Exif()
@@ -155,3 +158,30 @@ def test_real_photos_shrink() -> None:
     for path in sorted(PHOTOS.glob("*.jpg"))[:6]:
         seen = opened(as_jpeg(path.read_bytes(), 100_000))
         assert seen.width * seen.height <= 100_000
+
+
+async def test_who_is_cancelled_makes_no_room_for_one_more_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    running: list[bytes] = []
+
+    def decode(image: bytes, _pixels: int) -> bytes:
+        running.append(image)
+        begun.release()
+        go_on.wait()
+        running.remove(image)
+        return image
+
+    monkeypatch.setattr(pictures, "as_jpeg", decode)
+    prepared = Pictures()
+    first = [asyncio.create_task(prepared.prepare((image,), 1)) for image in (b"1", b"2")]
+    for _ in first:
+        assert await asyncio.to_thread(begun.acquire, timeout=10)
+    for task in first:
+        task.cancel()
+    await asyncio.gather(*first, return_exceptions=True)
+    third = asyncio.create_task(prepared.prepare((b"3",), 1))
+    try:
+        assert not await asyncio.to_thread(begun.acquire, timeout=0.2)
+    finally:
+        go_on.set()
+    assert await third == (b"3",)
