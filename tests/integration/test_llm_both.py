@@ -104,9 +104,7 @@ async def test_refused_connection(side: Side) -> None:
     assert caught.value.details["phase"] == "connect"
 
 
-async def test_a_name_that_is_looked_up_for_ever_is_no_connection(
-    side: Side, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_name_that_is_looked_up_for_ever_is_no_connection(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: object, **__: object) -> None:
         await asyncio.Event().wait()
 
