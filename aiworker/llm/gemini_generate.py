@@ -65,24 +65,27 @@ def _contents(request: PromptRequest) -> list[dict[str, Any]]:
     """Turns of the same side are one: Gemini wants the results of all calls of a turn together."""
     turns: list[dict[str, Any]] = []
     for turn in request.history:
-        role = "model" if turn.role == "assistant" else "user"
+        role, parts = "model" if turn.role == "assistant" else "user", _parts(turn)
         if turns and turns[-1]["role"] == role:
-            turns[-1]["parts"] += _parts(turn)
-        else:
-            turns.append({"role": role, "parts": _parts(turn)})
-    if not request.prompt and not request.images:
-        return turns
+            turns[-1]["parts"] += parts
+        elif parts:
+            turns.append({"role": role, "parts": parts})
     images = [
         {"inlineData": {"mimeType": "image/jpeg", "data": base64.b64encode(image).decode()}} for image in request.images
     ]
-    return [*turns, {"role": "user", "parts": [*images, {"text": request.prompt}]}]
+    last = [*images, *_text(request.prompt)]
+    return [*turns, {"role": "user", "parts": last}] if last else turns
 
 
 def _parts(turn: Turn) -> list[dict[str, Any]]:
     if turn.role == "tool":
         return [{"functionResponse": {"name": turn.tool, "response": {"result": turn.text}}}]
-    text = [{"text": turn.text}] if turn.text or not turn.calls else []
-    return [*text, *[_call_part(call) for call in turn.calls]]
+    return [*_text(turn.text), *[_call_part(call) for call in turn.calls]]
+
+
+def _text(text: str) -> list[dict[str, Any]]:
+    """To Gemini a part with an empty text has nothing in it, which it refuses."""
+    return [{"text": text}] if text else []
 
 
 def _call_part(call: ToolCall) -> dict[str, Any]:

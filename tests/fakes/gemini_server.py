@@ -51,6 +51,10 @@ class FakeGemini(FakeLlmServer):
         if request.query.get("alt") != "sse":
             return error_response(400, "INVALID_ARGUMENT")
         body = await request.json()
+        parts = [part for content in body["contents"] for part in content["parts"]]
+        if {"text": ""} in parts or not all(content["parts"] for content in body["contents"]):
+            no_data = "parts[0].data: required oneof field 'data' must have one initialized field"
+            return web.json_response(error_body(400, "INVALID_ARGUMENT", message=no_data), status=400)
         reply = await self._note(body)
         if reply.status != 200:
             return web.json_response(reply.body, status=reply.status, headers=reply.headers)

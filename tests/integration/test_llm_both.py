@@ -14,6 +14,7 @@ import pytest
 from fakes.gemini_server import FakeGemini
 from fakes.llm_server import Reply
 from fakes.ollama_server import FakeOllama
+from fakes.pictures import picture
 from pydantic import BaseModel, Field, SecretStr
 
 from aiworker.domain.completion import PromptRequest, Tool, Turn
@@ -95,6 +96,13 @@ async def test_cancelling_closes_the_stream_and_frees_the_slot(side: Side, hang:
     await side.server.disconnected()
     assert not side.server.slots.locked()
     assert (await side.model.complete(ask(), soon())).text == "Oi! Tudo bem?"
+
+
+async def test_turns_in_which_nothing_was_said(side: Side) -> None:
+    history = (Turn("assistant", ""), Turn("user", "oi"), Turn("assistant", ""), Turn("user", ""))
+    assert (await side.model.complete(ask(history=history), soon())).text == "Oi! Tudo bem?"
+    photo = dataclasses.replace(ask(images=(picture(),)), prompt="")
+    assert (await side.model.complete(photo, soon())).text == "Oi! Tudo bem?"
 
 
 async def test_refused_connection(side: Side) -> None:
