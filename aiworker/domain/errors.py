@@ -222,6 +222,12 @@ class RequestRejected(ProviderMisconfigured):
     code = "provider_request_rejected"
 
 
+class PromptTooLong(RequestRejected):
+    """More than the model's context holds."""
+
+    code = "prompt_too_long"
+
+
 class AnswerInvalid(ProviderError):
     """The model answered, but not with what was asked for, after the one repair try."""
 
@@ -258,6 +264,7 @@ class NoProvider(ProviderError):
             ModelNotFound,
             ModelCannotSee,
             RequestRejected,
+            PromptTooLong,
             AnswerLeaks,
         )
     }

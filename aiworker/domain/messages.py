@@ -115,6 +115,10 @@ _SENTENCES: dict[str, tuple[str, str]] = {
         "O modelo de IA não aceitou este pedido. Avise o suporte.",
         "The AI model did not accept this request. Tell support.",
     ),
+    "prompt_too_long": (
+        "O pedido é longo demais para o modelo de IA. Tente de novo com um texto menor.",
+        "The request is too long for the AI model. Try again with a shorter text.",
+    ),
     "answer_invalid": (
         "O modelo de IA deu uma resposta que não pudemos usar. Tente de novo.",
         "The AI model gave an answer that we could not use. Try again.",

@@ -14,13 +14,14 @@ from aiworker.domain.errors import (
     LocalOnly,
     ModelCannotSee,
     ModelNotFound,
+    PromptTooLong,
     ProviderError,
     RequestRejected,
 )
 from aiworker.llm.answering import ask_checked
 from aiworker.llm.bill import Bill
 from aiworker.llm.http import Http
-from aiworker.llm.ollama_chat import ChatStream, chat_body
+from aiworker.llm.ollama_chat import ChatStream, chat_body, newer_half
 from aiworker.llm.ollama_errors import NAME, error_of
 from aiworker.llm.pictures import Pictures, pixels_read
 from aiworker.llm.structured import Said
@@ -64,7 +65,8 @@ def shown_of(answer: Mapping[str, Any]) -> Shown:
 
 
 class OllamaModel:
-    """`num_ctx` is the same in every call, since another value makes Ollama load the model again."""
+    """`num_ctx` is the same in every call, since another value makes Ollama load the model again. The oldest turns of a
+    conversation that does not fit into it are left out."""
 
     name = NAME
 
@@ -120,7 +122,13 @@ class OllamaModel:
             return answer.said()
 
         told = traced(ask, self._traces, provider=NAME, model=model, base_url=self._base_url)
-        return await ask_checked(told, request, deadline)
+        while True:
+            try:
+                return await ask_checked(told, request, deadline)
+            except PromptTooLong:
+                if not request.history:
+                    raise
+                request = dataclasses.replace(request, history=newer_half(request.history))
 
     async def probe(self, deadline: Deadline) -> dict[str, Any]:
         """What is there: `reachable, version, models: {name: {present, vision, remote}}, error, note`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from typing import Any
 
 from aiworker.domain.completion import Completion, FinishReason, PromptRequest, Tool, Turn
@@ -25,6 +26,8 @@ def chat_body(request: PromptRequest, model: str, num_ctx: int, keep_alive: str,
     if request.seed is not None:
         options["seed"] = request.seed
     body: dict[str, Any] = {"model": model, "stream": True, "keep_alive": keep_alive, "options": options}
+    # By default what does not fit is cut off at the front, where the instructions are, and nobody is told.
+    body["truncate"] = False
     system = request.system
     if request.answer is not None:
         schema = schema_of(request.answer, "ollama")
@@ -69,6 +72,11 @@ def _message(turn: Turn) -> dict[str, Any]:
     if turn.role == "tool":
         message["tool_name"] = turn.tool
     return message
+
+
+def newer_half(history: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """At most the newer half, beginning with what the user said: a tool's result means nothing without its call."""
+    return tuple(itertools.dropwhile(lambda turn: turn.role != "user", history[(len(history) + 1) // 2 :]))
 
 
 class ChatStream:

@@ -9,6 +9,7 @@ import orjson
 
 from aiworker.domain.errors import (
     ModelNotFound,
+    PromptTooLong,
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
@@ -21,6 +22,7 @@ from aiworker.llm.http import retry_after_of
 NAME = "ollama"
 _BUSY_RETRY_S = 1.0
 # Ollama answers 500 to these although trying again cannot help.
+_TOO_LONG = re.compile(r"context (?:length|size)", re.I)
 _PERMANENT = re.compile(
     r"invalid format|^option |must be of type|does not support|unknown format|invalid image|failed to parse", re.I
 )
@@ -38,6 +40,9 @@ def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderEr
 
 def error_of_text(status: int, text: str, retry_after: float | None = None) -> ProviderError:
     """`status` 200 is an error line inside a stream. `retry_after` comes from a proxy: Ollama itself never says."""
+    if _TOO_LONG.search(text):
+        note = "the prompt does not fit: raise OLLAMA_NUM_CTX, if the memory allows"
+        return PromptTooLong(note, provider=NAME, status=status)
     if status == 404 and "not found" in text:
         return ModelNotFound("model not pulled: run `aiworker models pull`", provider=NAME, status=status)
     if status == 429 or (status == 503 and "busy" in text):

@@ -19,6 +19,8 @@ from fakes.llm_server import Body, FakeLlmServer, Reply
 RECORDINGS = Path(__file__).parent / "recordings" / "ollama"
 _STARTED = "2026-11-23T15:11:26.845958759Z"
 _BUSY = "server busy, please try again.  maximum pending requests exceeded"
+# As a 0.13.5 says it; llama.cpp's own server, which newer ones use, says "exceeds the available context size".
+_TOO_LONG = "the input length exceeds the context length"
 _INTEGER_OPTIONS = ("num_predict", "num_ctx", "seed", "top_k")
 
 
@@ -107,6 +109,8 @@ class FakeOllama(FakeLlmServer):
             return refusal
         if not body.get("messages"):
             return self._load(body)
+        if _words_of(body) > body.get("options", {}).get("num_ctx", 4096) and body.get("truncate") is False:
+            return _error(400, _TOO_LONG)
         reply = await self._note(body)
         if reply.status != 200:
             return _json(reply.status, reply.body, reply.headers)
@@ -190,6 +194,11 @@ class FakeOllama(FakeLlmServer):
         if isinstance(body.get("format"), dict):
             return json.dumps(instance_of(body["format"]), ensure_ascii=False)
         return "{}" if body.get("format") == "json" else "Oi! Tudo bem?"
+
+
+def _words_of(body: Body) -> int:
+    """What stands in for the tokens of a prompt."""
+    return sum(len(str(message.get("content")).split()) for message in body["messages"])
 
 
 async def _disturb(request: web.Request, response: web.StreamResponse, reply: Reply, index: int) -> bool:

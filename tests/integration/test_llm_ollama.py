@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from fakes.pictures import picture
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from aiworker.domain.completion import PromptRequest, Tool
+from aiworker.domain.completion import PromptRequest, Tool, Turn
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import (
     AnswerInvalid,
@@ -26,6 +27,7 @@ from aiworker.domain.errors import (
     LocalOnly,
     ModelCannotSee,
     ModelNotFound,
+    PromptTooLong,
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
@@ -110,6 +112,36 @@ async def test_thinking_model_is_told_not_to(server: FakeOllama, model: OllamaMo
     server.models[TEXT] = ("completion", "thinking")
     await model.complete(ask(), soon())
     assert server.requests[0]["think"] is False
+
+
+async def test_a_prompt_that_does_not_fit_is_an_error_and_not_an_invention(
+    server: FakeOllama, model: OllamaModel
+) -> None:
+    with pytest.raises(PromptTooLong, match="OLLAMA_NUM_CTX"):
+        await model.complete(dataclasses.replace(ask(answer=Meal), prompt="ovo " * 5000), soon())
+    assert server.requests == []
+
+
+async def test_of_a_conversation_that_does_not_fit_the_oldest_turns_are_left_out(
+    server: FakeOllama, model: OllamaModel
+) -> None:
+    history = tuple(
+        Turn(role, f"{number} " + "palavra " * 900) for number in range(4) for role in ("user", "assistant")
+    )
+    await model.complete(ask(history=history), soon())
+    (sent,) = server.requests
+    assert [message["role"] for message in sent["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
+    assert sent["messages"][1]["content"].startswith("2 ")
+    await model.complete(ask(history=history[1:]), soon())
+    roles = [message["role"] for message in server.requests[1]["messages"]]
+    assert roles == ["system", "user", "assistant", "user"]
 
 
 async def test_image_for_a_text_only_model_is_refused_before_the_call(server: FakeOllama, model: OllamaModel) -> None:

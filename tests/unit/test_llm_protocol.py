@@ -21,6 +21,7 @@ from aiworker.domain.errors import (
     KeyRejected,
     ModelNotFound,
     PromptBlocked,
+    PromptTooLong,
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
@@ -102,6 +103,9 @@ def test_ollama_recorded_errors_are_typed(name: str, error: type[ProviderError],
         (500, "model requires more system memory (5.6 GiB) than is available (2.0 GiB)", ProviderUnavailable),
         (499, "request cancelled", ProviderUnavailable),
         (502, "", ProviderUnavailable),
+        (400, "the input length exceeds the context length", PromptTooLong),
+        (400, '{"error":{"message":"request (8889 tokens) exceeds the available context size"}}', PromptTooLong),
+        (500, "the prompt is longer than the context length currently available to the model", PromptTooLong),
         (401, "unauthorized", ProviderMisconfigured),
         (301, "", RequestRejected),
     ],
@@ -134,7 +138,7 @@ def test_ollama_stream_without_end_or_with_garbage() -> None:
 def test_ollama_body() -> None:
     body = ollama_chat.chat_body(REQUEST, "m", 4096, "30m", thinks=True)
     assert body["options"] == {"num_ctx": 4096, "num_predict": 1024, "temperature": 0.2, "seed": 7}
-    assert (body["stream"], body["keep_alive"], body["think"]) == (True, "30m", False)
+    assert (body["stream"], body["keep_alive"], body["think"], body["truncate"]) == (True, "30m", False, False)
     assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "user"]
     assert body["messages"][-1]["images"] == ["/9j/4HJlc3Q="]
     assert "format" not in body
