@@ -122,7 +122,9 @@ class Flight:
         flights = list(flights)
         for flight in flights:
             flight.task.cancel()
-        await asyncio.gather(*(flight.task for flight in flights), return_exceptions=True)
-        for flight in flights:
-            # A task that was cancelled before its first step has told its lane nothing.
-            flight._left()
+        try:
+            await asyncio.gather(*(flight.task for flight in flights), return_exceptions=True)
+        finally:
+            for flight in flights:
+                # A task that was cancelled before its first step has told its lane nothing.
+                flight._left()

@@ -26,8 +26,13 @@ from aiworker.domain.errors import (
     StreamBroken,
 )
 from aiworker.llm.bill import Bill
-from aiworker.llm.lane import LaneRules
+from aiworker.llm.flight import Flight, Surroundings
+from aiworker.llm.forecast import Size
+from aiworker.llm.lane import Lane, LaneRules, Moment
+from aiworker.llm.measures import Measures
 from aiworker.llm.router import ModelRouter
+from aiworker.llm.tuning import Tuning
+from aiworker.telemetry.metrics import Metrics
 
 SLO_S = 15.0
 NEVER = 1e9
@@ -383,3 +388,27 @@ def test_nobody_waits_for_a_long_outage() -> None:
         return loop.time() - started
 
     assert run_virtually(scenario()) < 1
+
+
+async def test_a_call_that_never_began_gives_its_slot_back_also_where_taking_it_back_is_cancelled() -> None:
+    lane = Lane("gemini", LaneRules(1), Tuning())
+    provider = Scripted("gemini", lambda _now: (1.0, None))
+    around = Surroundings(
+        {"gemini": provider},
+        {"gemini": lane},
+        Tuning(),
+        lambda: Moment(0.0, 0.0),
+        Measures(Metrics()),
+        changed=lambda: None,
+        dice=lambda: 0.0,
+    )
+    request = PromptRequest("test", "s", "p", ("gemini",))
+    flight = Flight(
+        around, "gemini", request, Size("test", 2, 0, 1), Deadline.after(9), unknown_s=1, nudge=lambda *_: None
+    )
+    assert lane.slots.in_use == 1
+    taking = Flight.take_back([flight])
+    taking.send(None)
+    with pytest.raises(asyncio.CancelledError):
+        taking.throw(asyncio.CancelledError())
+    assert lane.slots.in_use == 0
