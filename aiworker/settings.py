@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     ollama_slots: int = Field(1, ge=1, le=64, description="calls to Ollama at the same time (OLLAMA_NUM_PARALLEL)")
     ollama_max_waiting: int = Field(64, ge=1, le=10_000, description="calls in line for Ollama; more go elsewhere")
     gemini_api_key: SecretStr | None = Field(None, description="unset, Gemini is not asked")
-    gemini_model: str = Field("gemini-2.5-flash", description="model for text and vision")
+    gemini_model: str = Field("gemini-3.5-flash-lite", description="model for text and vision")
     gemini_url: str = Field("https://generativelanguage.googleapis.com", description="base address of the Gemini API")
     gemini_slots: int = Field(8, ge=1, le=256, description="calls to Gemini at the same time")
     gemini_rpm: int | None = Field(None, ge=2, description="requests a minute that your quota allows; unset, no limit")

@@ -29,13 +29,19 @@ class Thinking(NamedTuple):
     tokens: int
 
 
-# Paid tier up to 200k tokens of prompt, from ai.google.dev/gemini-api/docs/pricing as quoted in April 2026. The longest
-# prefix of the name wins.
+# Paid tier up to 200k tokens of prompt, from ai.google.dev/gemini-api/docs/pricing as quoted in November 2026. The
+# longest prefix of the name wins. Gemini 2.5 Flash and Pro end on 1 December 2026; what answers in their place from
+# then on costs no more.
 _PRICES: dict[str, Price] = {
     "gemini-2.5-flash-lite": Price(0.10, 0.40),
     "gemini-2.5-flash": Price(0.30, 2.50),
     "gemini-2.5-pro": Price(1.25, 10.00),
     "gemini-3-flash": Price(0.50, 3.00),
+    "gemini-3.1-flash-lite": Price(0.25, 1.50),
+    "gemini-3.5-flash-lite": Price(0.30, 2.50),
+    "gemini-3.5-flash": Price(1.50, 9.00),
+    # Half of it until the end of 2026; a budget had better end early than late.
+    "gemini-3.8-flash": Price(1.50, 7.50),
 }
 # Thinking costs seconds. Gemini 2.5 takes a number of tokens (Flash can do without; 128 is the least that Pro takes),
 # Gemini 3 a level.
@@ -43,6 +49,8 @@ _THINKING: dict[str, Thinking] = {
     "gemini-2.5-flash": Thinking({"thinkingBudget": 0}, 0),
     "gemini-2.5-pro": Thinking({"thinkingBudget": 128}, 128),
     "gemini-3-flash": Thinking({"thinkingLevel": "minimal"}, 512),
+    "gemini-3.1-flash-lite": Thinking({"thinkingLevel": "minimal"}, 512),
+    "gemini-3.5-flash": Thinking({"thinkingLevel": "minimal"}, 512),
     "gemini-3": Thinking({"thinkingLevel": "low"}, 2048),
 }
 

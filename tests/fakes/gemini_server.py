@@ -21,7 +21,7 @@ class FakeGemini(FakeLlmServer):
         self,
         *,
         key: str = "AIza-right-key",
-        models: tuple[str, ...] = ("gemini-2.5-flash",),
+        models: tuple[str, ...] = ("gemini-2.5-flash", "gemini-3.5-flash-lite"),
         answer: Callable[[Body], str] | None = None,
         slots: int = 64,
     ) -> None:
@@ -55,6 +55,11 @@ class FakeGemini(FakeLlmServer):
         if {"text": ""} in parts or not all(content["parts"] for content in body["contents"]):
             no_data = "parts[0].data: required oneof field 'data' must have one initialized field"
             return web.json_response(error_body(400, "INVALID_ARGUMENT", message=no_data), status=400)
+        calls, results = (
+            [part[kind].get("id") for part in parts if kind in part] for kind in ("functionCall", "functionResponse")
+        )
+        if calls != results:
+            return error_response(400, "INVALID_ARGUMENT")
         reply = await self._note(body)
         if reply.status != 200:
             return web.json_response(reply.body, status=reply.status, headers=reply.headers)
@@ -68,8 +73,9 @@ class FakeGemini(FakeLlmServer):
         if reply.body is not None:
             await response.write(_event(reply.body))
             return response
-        for name, arguments in reply.calls:
-            part = {"functionCall": {"name": name, "args": arguments}, "thoughtSignature": "c2lnbmVk"}
+        for number, (name, arguments) in enumerate(reply.calls):
+            call = {"name": name, "args": arguments, "id": f"call-{number}"}
+            part = {"functionCall": call, "thoughtSignature": "c2lnbmVk"}
             await response.write(_event({"candidates": [{"content": {"parts": [part], "role": "model"}, "index": 0}]}))
         pieces, finish = self._pieces(body, reply)
         for index, piece in enumerate(pieces):

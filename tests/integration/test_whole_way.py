@@ -279,7 +279,7 @@ async def test_a_simple_message_goes_to_ollama_and_another_to_gemini(system: Sys
     assert simple["result"]["api_used"] == "ollama/llama3.2:3b"
     assert simple["result"]["message"] == "Oi! Tudo bem?"
     other = await system.run("unified_assistant", {"message": "monte um cardápio de 1800 kcal"})
-    assert other["result"]["api_used"] == "gemini/gemini-2.5-flash"
+    assert other["result"]["api_used"] == "gemini/gemini-3.5-flash-lite"
 
 
 async def test_a_second_identical_request_is_answered_from_the_cache(system: System) -> None:
@@ -400,7 +400,7 @@ async def test_spans_of_jobs_and_calls_reach_a_collector_without_content(system:
     await system.until(job_id, "completed")
     work = await system.collector.until(lambda span: span.attributes.get("aiworker.job.id") == job_id)
     call = await system.collector.until(lambda span: span.parent_id == work.span_id)
-    assert (work.name, call.name) == ("job sofia_text", "chat gemini-2.5-flash")
+    assert (work.name, call.name) == ("job sofia_text", "chat gemini-3.5-flash-lite")
     for secret in (SECRET_TEXT, system.gemini.key, "laranja", "arroz"):
         assert secret.encode() not in system.collector.raw
 

@@ -34,6 +34,7 @@ from aiworker.domain.errors import (
 from aiworker.llm import gemini_errors, gemini_generate, gemini_models, ollama_chat, ollama_errors
 from aiworker.llm.http import CONNECT_S, MAX_BODY, MAX_LINE, Lines, connect_limit
 from aiworker.llm.structured import RawCall
+from aiworker.settings import load_settings
 
 JPEG = b"\xff\xd8\xff\xe0rest"
 
@@ -186,7 +187,7 @@ CONVERSATION = PromptRequest(
     ("ollama",),
     history=(
         Turn("user", "quanto pesa?"),
-        Turn("assistant", "", calls=(ToolCall("weigh", Weigh(food="ovo", grams=50), "c2ln"),)),
+        Turn("assistant", "", calls=(ToolCall("weigh", Weigh(food="ovo", grams=50), "c2ln call-7"),)),
         Turn("tool", "50 g", tool="weigh"),
     ),
     answer=Answer,
@@ -225,9 +226,9 @@ def test_gemini_tools() -> None:
     assert "responseJsonSchema" not in body["generationConfig"]
     assert '"required":["n"]' in body["systemInstruction"]["parts"][0]["text"]
     assert [turn["role"] for turn in body["contents"]] == ["user", "model", "user"]
-    call = {"name": "weigh", "args": {"food": "ovo", "grams": 50.0}}
+    call = {"name": "weigh", "args": {"food": "ovo", "grams": 50.0}, "id": "call-7"}
     assert body["contents"][1]["parts"] == [{"functionCall": call, "thoughtSignature": "c2ln"}]
-    result = {"name": "weigh", "response": {"result": "50 g"}}
+    result = {"name": "weigh", "response": {"result": "50 g"}, "id": "call-7"}
     assert body["contents"][2]["parts"] == [{"functionResponse": result}]
     said = gemini_stream(
         {
@@ -236,7 +237,7 @@ def test_gemini_tools() -> None:
             ]
         }
     ).said()
-    assert said.calls == (RawCall("weigh", {"food": "ovo", "grams": 50.0}, "x"),)
+    assert said.calls == (RawCall("weigh", {"food": "ovo", "grams": 50.0}, "x call-7"),)
 
 
 KEYS = (
@@ -304,6 +305,7 @@ def test_gemini_price_by_longest_name() -> None:
     assert flash.of(1_000_000, 1_000_000) == pytest.approx(2.80)
     assert lite.of(1_000_000, 1_000_000) == pytest.approx(0.50)
     assert gemini_models.price_of("palm-2") is None
+    assert gemini_models.price_of(load_settings().gemini_model) == gemini_models.Price(0.30, 2.50)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +315,7 @@ def test_gemini_price_by_longest_name() -> None:
         ("gemini-2.5-pro", {"thinkingBudget": 128}, 1152),
         ("gemini-3-flash-preview", {"thinkingLevel": "minimal"}, 1536),
         ("gemini-3-pro-preview", {"thinkingLevel": "low"}, 3072),
+        ("gemini-3.5-flash-lite", {"thinkingLevel": "minimal"}, 1536),
         ("gemini-3.8-flash", {"thinkingLevel": "low"}, 3072),
         ("gemini-9", None, 1024),
     ],
