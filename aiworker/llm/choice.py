@@ -29,6 +29,8 @@ MOST_TRIES = 6
 # Of the whole time, for a provider of which nothing is known: one that hangs leaves the next one its chance.
 _UNKNOWN_LIKELY = 0.1
 _UNKNOWN_SAFE = 0.4
+# A rescue has none behind it: 19 of 20 is not enough for it.
+_RESCUE = 1.4
 # A call that takes so many times what is late already will not come any more.
 _HOPELESS = 2.0
 _HOPELESS_LEAST = 4.0
@@ -48,6 +50,10 @@ class _Option:
 
     def safe(self, end_at: float) -> bool:
         return self.ready_at + self.safe_s <= end_at + _SAME_S
+
+    def last_moment(self, end_at: float) -> float:
+        """When it must be sent to come in time almost surely."""
+        return end_at - _RESCUE * self.safe_s
 
     def possible(self, end_at: float) -> bool:
         return self.last_resort_at + self.likely_s <= end_at + _SAME_S
@@ -119,7 +125,7 @@ def _in_line(ask: Ask, run: Run, own: _Option, free: Sequence[_Option], now: flo
     """Stays while it can make it, but no longer than until another one's last safe moment; with `hedge`, no longer than
     an answer may take."""
     others = [option for option in free if option.ready_at <= now]
-    last_moments = [ask.end_at - option.safe_s for option in others]
+    last_moments = [option.last_moment(ask.end_at) for option in others]
     if ask.hedge:
         last_moments.append(run.since + max(own.late_s, ask.least_s))
     due = any(moment <= now + _SAME_S for moment in last_moments)
@@ -168,7 +174,7 @@ def _second_at(
     if tried and all(run.sent_at is not None and run.sent_at < tried.at for run in sent):
         # It was time for it before, and it failed.
         return second.last_resort_at
-    last_moment = ask.end_at - second.safe_s
+    last_moment = second.last_moment(ask.end_at)
     late, half_done = [], []
     for run in sent:
         own = options.get(run.name)

@@ -171,9 +171,10 @@ def test_second_is_asked_when_the_first_is_unusually_late_or_at_the_last_moment(
     known = {"ollama": Standing(outlook=takes(2, 4)), "gemini": Standing(outlook=takes(1, 3))}
     runs = [Run("ollama", NOW, NOW)]
     assert decide(ask(hedge=True), known, {}, runs, NOW) == Wait(NOW + 4)
-    assert decide(ask(9), known, {}, runs, NOW) == Wait(NOW + 6)
+    # 1.4 times what 19 of 20 of the second one's answers take: nobody comes after it.
+    assert decide(ask(9), known, {}, runs, NOW) == Wait(pytest.approx(NOW + 4.8))
     assert decide(ask(hedge=True), known, {}, runs, NOW + 4) == Send("gemini")
-    assert decide(ask(9), known, {}, runs, NOW + 6) == Send("gemini")
+    assert decide(ask(9), known, {}, runs, NOW + 4.8) == Send("gemini")
 
 
 def test_a_second_that_failed_is_asked_again_as_soon_as_it_may_be() -> None:
@@ -190,13 +191,13 @@ def test_a_second_that_failed_is_asked_again_as_soon_as_it_may_be() -> None:
 def test_the_last_moment_does_not_pass_by_while_an_improbable_first_runs() -> None:
     known = {"ollama": Standing(outlook=takes(8, 20)), "gemini": Standing(outlook=takes(1, 2))}
     runs = [Run("ollama", NOW, NOW + 6)]
-    assert decide(ask(), known, {}, runs, NOW + 6) == Wait(NOW + 13)
-    assert decide(ask(), known, {}, runs, NOW + 13) == Send("gemini")
+    assert decide(ask(), known, {}, runs, NOW + 6) == Wait(pytest.approx(NOW + 12.2))
+    assert decide(ask(), known, {}, runs, NOW + 12.2) == Send("gemini")
 
 
 def test_hanging_stranger_leaves_the_next_one_its_chance() -> None:
     known = {"ollama": Standing(), "gemini": Standing()}
-    assert decide(ask(10), known, {}, [Run("ollama", NOW, NOW)], NOW) == Wait(NOW + 6)
+    assert decide(ask(10), known, {}, [Run("ollama", NOW, NOW)], NOW) == Wait(pytest.approx(NOW + 4.4))
 
 
 def test_in_line_until_the_others_last_moment() -> None:
