@@ -2,7 +2,8 @@
 
 Set up as its reliability pages advise: one model group a provider, each with the other as fallback, a time limit that
 leaves the fallback its chance, the rest by default; `tuned` counts failures of a lone deployment too, which is not its
-default, and retries once instead of twice.
+default, and retries once instead of twice; `group` is one group of both by order, where cooldowns and retries change
+over to the other by themselves.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from peers.driving import cpu_s, drive, memory_mb
 _FIRST_SHARE = 0.47
 
 
-def router_of(ports: dict[str, int], scale: float, *, tuned: bool = False) -> Any:
-    """One Router for one scenario."""
+def router_of(ports: dict[str, int], scale: float, *, setup: str = "", first: str = "ollama") -> Any:
+    """One Router for one scenario, whose groups are named `ollama` and `gemini`, or `both`."""
     from litellm import Router  # noqa: PLC0415 - its import is one of the figures
 
     limit_s = SLO_S * scale * _FIRST_SHARE
@@ -39,6 +40,15 @@ def router_of(ports: dict[str, int], scale: float, *, tuned: bool = False) -> An
         "api_key": "k",
         "timeout": limit_s,
     }
+    if setup == "group":
+        return Router(
+            model_list=[
+                {"model_name": "both", "litellm_params": ollama | {"order": 1 if first == "ollama" else 2}},
+                {"model_name": "both", "litellm_params": gemini | {"order": 1 if first == "gemini" else 2}},
+            ],
+            enable_pre_call_checks=True,
+            cooldown_time=5 * scale,
+        )
     return Router(
         model_list=[
             {"model_name": "ollama", "litellm_params": ollama},
@@ -46,7 +56,7 @@ def router_of(ports: dict[str, int], scale: float, *, tuned: bool = False) -> An
         ],
         fallbacks=[{"ollama": ["gemini"]}, {"gemini": ["ollama"]}],
         cooldown_time=5 * scale,
-        **({"num_retries": 1, "allowed_fails": 3} if tuned else {}),
+        **({"num_retries": 1, "allowed_fails": 3} if setup == "tuned" else {}),
     )
 
 
@@ -57,19 +67,20 @@ async def faults(
     rate: float,
     seconds: float,
     seed: int,
-    tuned: bool = False,
+    setup: str = "",
 ) -> dict[str, Any]:
     """Every scenario at once, each with a Router of its own."""
     # Much of it is imported at the first call.
     await steadily(_asking(router_of({"ollama": 9, "gemini": steady}, 1.0)), 3, 0.5)
-    routers = {name: router_of(ports[name], scale, tuned=tuned) for name in ports}
+    order = {name: scenarios(0)[name].order for name in ports}
+    routers = {name: router_of(ports[name], scale, setup=setup, first=order[name][0]) for name in ports}
 
     def ask_of(name: str) -> Ask:
-        first = scenarios(0)[name].order[0]
+        group = "both" if setup == "group" else order[name][0]
 
         async def ask(deadline: float, _slo_s: float) -> str:
             messages = [{"role": "user", "content": f"deadline={deadline:.3f}"}]
-            answer = await routers[name].acompletion(model=first, messages=messages, max_tokens=1024)
+            answer = await routers[name].acompletion(model=group, messages=messages, max_tokens=1024)
             return str(answer.choices[0].message.content)
 
         return ask
