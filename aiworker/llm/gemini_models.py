@@ -52,6 +52,9 @@ _THINKING: dict[str, Thinking] = {
     "gemini-3.1-flash-lite": Thinking({"thinkingLevel": "minimal"}, 512),
     "gemini-3.5-flash": Thinking({"thinkingLevel": "minimal"}, 512),
     "gemini-3": Thinking({"thinkingLevel": "low"}, 2048),
+    # "gemini-flash-latest" and its kin: whatever they are today, it is a Gemini 3 or later.
+    "gemini-flash": Thinking({"thinkingLevel": "low"}, 2048),
+    "gemini-pro": Thinking({"thinkingLevel": "low"}, 2048),
 }
 
 

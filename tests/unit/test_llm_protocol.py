@@ -317,6 +317,7 @@ def test_gemini_price_by_longest_name() -> None:
         ("gemini-3-pro-preview", {"thinkingLevel": "low"}, 3072),
         ("gemini-3.5-flash-lite", {"thinkingLevel": "minimal"}, 1536),
         ("gemini-3.8-flash", {"thinkingLevel": "low"}, 3072),
+        ("gemini-flash-lite-latest", {"thinkingLevel": "low"}, 3072),
         ("gemini-9", None, 1024),
     ],
 )
