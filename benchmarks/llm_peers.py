@@ -9,8 +9,8 @@ deadline and the routers' own times too, but for the three seconds that LiteLLM 
 
 LiteLLM is set up as its reliability pages advise: a group a provider with the other as fallback, a time limit that
 leaves the fallback its chance, everything else as it comes; once more with what it has for cooldowns switched on for a
-lone deployment, which it does not by default ("tuned"); and with both as one group, by order ("group"), which serves it
-best here. Its environment is made below .benchmarks/.
+lone deployment, which it does not by default ("tuned"); and with both as one group, by order ("group"), which gets past
+a dead or hanging server sooner, but gives more up where Gemini is limited. Its environment is made below .benchmarks/.
 
     python benchmarks/llm_peers.py [--quick] [--only faults,costs] [--json FILE] [--check]
 """
