@@ -9,7 +9,7 @@ from typing import Any
 from aiworker.domain.completion import Completion, FinishReason, PromptRequest, Tool, ToolCall, Turn
 from aiworker.domain.errors import AnswerBlocked, AnswerEmpty, AnswerInvalid, PromptBlocked, StreamBroken
 from aiworker.llm.gemini_errors import NAME, enum_name, error_of_item
-from aiworker.llm.gemini_models import FREE, Price, thinking_of
+from aiworker.llm.gemini_models import FREE, Price, takes_temperature, thinking_of
 from aiworker.llm.http import json_object
 from aiworker.llm.structured import RawCall, Said, schema_hint, schema_of
 
@@ -31,10 +31,9 @@ _BLOCKED = frozenset(
 def generate_body(request: PromptRequest, model: str) -> dict[str, Any]:
     """The body of `streamGenerateContent`; JPEGs come before the text, as Google advises for one image."""
     thinking = thinking_of(model)
-    config: dict[str, Any] = {
-        "temperature": request.temperature,
-        "maxOutputTokens": request.max_tokens + thinking.tokens,
-    }
+    config: dict[str, Any] = {"maxOutputTokens": request.max_tokens + thinking.tokens}
+    if takes_temperature(model):
+        config["temperature"] = request.temperature
     if thinking.config:
         config["thinkingConfig"] = thinking.config
     if request.seed is not None:

@@ -68,6 +68,11 @@ def thinking_of(model: str) -> Thinking:
     return _longest_prefix(_THINKING, model) or Thinking({}, 0)
 
 
+def takes_temperature(model: str) -> bool:
+    """Not Gemini 3, which below its own temperature may go round in circles, and since 3.5 takes none."""
+    return "thinkingLevel" not in thinking_of(model).config
+
+
 def _longest_prefix(table: Mapping[str, _T], name: str) -> _T | None:
     fitting = [prefix for prefix in table if name.startswith(prefix)]
     return table[max(fitting, key=len)] if fitting else None

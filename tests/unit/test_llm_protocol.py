@@ -324,6 +324,7 @@ def test_gemini_price_by_longest_name() -> None:
 def test_gemini_thinks_as_little_as_it_can(model: str, config: dict[str, Any] | None, tokens: int) -> None:
     sent = gemini_generate.generate_body(PromptRequest("t", "", "p", ()), model)["generationConfig"]
     assert (sent.get("thinkingConfig"), sent["maxOutputTokens"]) == (config, tokens)
+    assert ("temperature" in sent) == ("thinkingLevel" not in (config or {}))
 
 
 RATE = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerMinutePerProject", "53s"))
