@@ -9,7 +9,7 @@ from typing import Any
 
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
-from aiworker.domain.errors import AnswerEmpty, AnswerInvalid, AnswerLeaks, AnswerTruncated
+from aiworker.domain.errors import AnswerEmpty, AnswerInvalid, AnswerLeaks, AnswerTruncated, PromptTooLong
 from aiworker.llm.leaks import quotes
 from aiworker.llm.structured import AnswerMistake, Said, answer_text, parse_answer, parse_calls, repair_request
 
@@ -26,7 +26,8 @@ async def ask_checked(ask: Ask, request: PromptRequest, deadline: Deadline) -> C
     cost are of both calls.
 
     Raises what `ask` raises, AnswerTruncated for JSON cut by the token limit (asking again would cut it again),
-    AnswerEmpty, and AnswerInvalid or AnswerLeaks when the repaired answer is wrong too or no time is left to repair it.
+    AnswerEmpty, and AnswerInvalid or AnswerLeaks when the repaired answer is wrong too or neither time nor room is left
+    to repair it.
     """
     started = time.monotonic()
     first = await ask(request, deadline)
@@ -35,7 +36,10 @@ async def ask_checked(ask: Ask, request: PromptRequest, deadline: Deadline) -> C
     except AnswerMistake as mistake:
         if deadline.remaining() < time.monotonic() - started:
             raise _given_up(mistake, first.completion, "no time is left to repair the answer") from None
-        again = await ask(repair_request(request, first, mistake), deadline)
+        try:
+            again = await ask(repair_request(request, first, mistake), deadline)
+        except PromptTooLong:
+            raise _given_up(mistake, first.completion, "the model's context has no room to repair the answer") from None
     try:
         return _checked(request, again._replace(completion=_sum(first.completion, again.completion)))
     except AnswerMistake as mistake:

@@ -122,6 +122,13 @@ async def test_a_prompt_that_does_not_fit_is_an_error_and_not_an_invention(
     assert server.requests == []
 
 
+async def test_a_repair_that_does_not_fit_leaves_the_answer_wrong(server: FakeOllama, model: OllamaModel) -> None:
+    server.script(Reply("não sei " * 100))
+    with pytest.raises(AnswerInvalid, match="no room"):
+        await model.complete(dataclasses.replace(ask(answer=Meal), prompt="ovo " * 3950), soon())
+    assert len(server.requests) == 1
+
+
 async def test_of_a_conversation_that_does_not_fit_the_oldest_turns_are_left_out(
     server: FakeOllama, model: OllamaModel
 ) -> None:
