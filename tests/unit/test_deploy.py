@@ -55,6 +55,20 @@ def test_every_variable_of_the_compose_file_is_one_that_we_read() -> None:
         assert set(compose()["services"][name]["environment"]) <= ours, name
 
 
+def test_what_is_in_env_reaches_our_services_but_not_the_other_ones_secrets() -> None:
+    """`LOCAL_ONLY` in .env must not be lost on its way: it keeps analyses off Gemini."""
+    secrets = {
+        "gateway": {"GEMINI_API_KEY"},
+        "worker": {"SUPABASE_JWT_SECRET", "SUPABASE_SERVICE_ROLE_KEY"},
+        "migrate": {"GEMINI_API_KEY", "SUPABASE_JWT_SECRET", "SUPABASE_SERVICE_ROLE_KEY"},
+    }
+    for name, others in secrets.items():
+        service = compose()["services"][name]
+        assert service["env_file"] == [{"path": ".env", "required": False}], name
+        assert {key for key, value in service["environment"].items() if value == ""} == others, name
+        assert service["environment"]["DATABASE_URL"].startswith("${DATABASE_URL:-"), name
+
+
 def test_every_variable_that_compose_asks_for_is_in_the_example() -> None:
     asked = set(re.findall(r"\$\{([A-Z_]+):\?", COMPOSE))
     example = set(re.findall(r"^([A-Z_]+)=", (DEPLOY / "example.env").read_text(), re.MULTILINE))
