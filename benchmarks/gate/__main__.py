@@ -189,7 +189,7 @@ def _run(
         judged,
         jobs,
         [call.ms for call in calls if call.phase in fine],
-        sum(call.status == 0 or call.status >= 500 for call in calls),
+        sum(call.refused for call in calls),
         peak_mb,
         _BUDGET_MB,
     )

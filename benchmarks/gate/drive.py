@@ -43,6 +43,11 @@ class Call:
     ms: float
     status: int
 
+    @property
+    def refused(self) -> bool:
+        """The plan asks for nothing that may be refused: a 401 or 429 is load that was not there."""
+        return not 200 <= self.status < 300
+
 
 @dataclass
 class Log:

@@ -49,20 +49,21 @@ def levels(samples: Sequence[Sample], of: Callable[[Sample], float]) -> list[Lev
 
 
 def growth(found: Sequence[Level]) -> float:
-    """By how many per cent the level rose over the last two thirds of the run; NaN of too few levels.
+    """By how many per cent the level rose over the last two thirds of the run; NaN of too few levels, or where one is
+    nothing: a process that is gone, or that could not be looked at, has not kept its level.
 
     The larger of two figures. The trend: the median of the slopes between all pairs (Theil-Sen), which shows a steady
     leak and lets one odd level pass. The step: the last three levels' median against the first three's, which shows
     what began late.
     """
     kept = found[len(found) // 3 :]
-    if len(kept) < _FEWEST_LEVELS:
-        return math.nan
     values = [value for _, value in kept]
+    if len(kept) < _FEWEST_LEVELS or min(values) <= 0:
+        return math.nan
     first = median(values[:3])
     slope = median((later - value) / (end - at) for (at, value), (end, later) in combinations(kept, 2))
     rise = max(slope * (kept[-1][0] - kept[0][0]), median(values[-3:]) - first)
-    return 100 * rise / first if first > 0 else 0.0
+    return 100 * rise / first
 
 
 def _memory(group: str) -> Callable[[Sample], float]:

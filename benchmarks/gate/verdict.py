@@ -104,7 +104,7 @@ def targets(
     failed, timed_out = times["failed"], times["timed_out"]
     return [
         Target("gateway p95", percentile(gateway_ms, 0.95), 200, "ms"),
-        Target("gateway requests without an answer", float(gateway_failed), 1, ""),
+        Target("gateway requests that failed", float(gateway_failed), 1, ""),
         Target("worker p95", times["worker_s"].get("p95", math.nan), 15, "s"),
         Target("end to end p95", times["end_to_end_s"].get("p95", math.nan), 20, "s"),
         Target("timeouts", 100 * timed_out / count, 0.1, "%"),

@@ -189,7 +189,7 @@ def test_targets_are_met_and_missed_one_by_one() -> None:
     assert missed(targets(fine, [*fine, job(status="processing")], [10.0], 0, 600, 4000)) == {"jobs lost"}
     assert missed(targets(fine, fine, [10.0] * 9 + [500.0], 1, 5000, 4000)) == {
         "gateway p95",
-        "gateway requests without an answer",
+        "gateway requests that failed",
         "total memory at its peak",
     }
     slow = [job(worker_s=16.0, end_to_end_s=21.0)] * 60 + [job()] * 940
@@ -197,6 +197,11 @@ def test_targets_are_met_and_missed_one_by_one() -> None:
     failing = [job(status="failed", error_code="provider_timeout")] * 30 + [job()] * 1970
     assert missed(targets(failing, failing, [1.0], 0, 1, 4000)) == {"timeouts", "errors"}
     assert "worker p95" in missed(targets([], [], [1.0], 0, 1, 4000)), "nothing measured is nothing met"
+
+
+def test_a_request_that_is_refused_has_failed_as_one_without_an_answer_has() -> None:
+    statuses = (0, 200, 202, 400, 401, 409, 429, 503)
+    assert [status for status in statuses if not Call("steady", "enqueue", 1.0, status).refused] == [200, 202]
 
 
 def test_the_old_design_is_the_bar() -> None:
@@ -221,7 +226,20 @@ def test_a_slow_leak_a_late_step_and_a_slow_release_are_told_apart() -> None:
     assert soak.growth(rounds(*[100.0] * 4, *leak)) == pytest.approx(3, abs=0.5)
     assert soak.growth(rounds(*[100.0] * 10, 104, 104)) == pytest.approx(4)
     assert soak.growth(rounds(*[100.0] * 4, *[110.0 - number for number in range(8)])) < 0
-    assert soak.growth(rounds(*[0.0] * 12)) == 0
+
+
+def test_what_is_gone_or_cannot_be_looked_at_is_no_level_that_was_kept() -> None:
+    assert math.isnan(soak.growth(rounds(*[0.0] * 12)))
+    assert math.isnan(soak.growth(rounds(*[100.0] * 10, 0.0, 0.0)))
+    dead = [
+        sample(
+            25.0 * number,
+            f"rest {number}",
+            own_mb={"gateway": 60, "children": 200} | ({"worker": 80} if number < 8 else {}),
+        )
+        for number in range(12)
+    ]
+    assert missed(soak.targets(dead)) == {"growth of worker's memory"}
 
 
 @given(st.lists(st.floats(99.5, 100.5), min_size=12, max_size=12), st.integers(4, 11), st.floats(50, 200))
