@@ -118,27 +118,6 @@ print(torch.get_num_threads(), "torch" in sys.modules, "torchvision" in sys.modu
     assert _run(child, str(yolo_weights)) == "2 True False"
 
 
-def test_a_slow_machine_never_blanks_the_rest_of_a_batch(yolo_weights: Path, photos: list[Path]) -> None:
-    code = """
-import itertools, sys
-from pathlib import Path
-from aiworker.inference.child.decode import decode
-from aiworker.inference.engines.torch_engine import TorchEngine
-from aiworker.inference.interface import Picture
-from aiworker.inference.messages import ChildSpec
-from ultralytics.utils import nms
-
-engine = TorchEngine(ChildSpec(sys.argv[1], device="cpu", threads=2))
-engine.load()
-prepared = engine.prepare(decode(Path(sys.argv[2]).read_bytes(), 10**8))
-clock = itertools.count(0, 1000)
-nms.time.time = lambda: next(clock)
-print(*(len(boxes) > 0 for boxes in engine.detect([prepared] * 3)), next(clock) > 0)
-"""
-    photo = next(each for each in photos if each.name == "bus.jpg")
-    assert _run(code, str(yolo_weights), str(photo)) == "True True True True"
-
-
 def _run(code: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],

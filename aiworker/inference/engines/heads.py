@@ -41,32 +41,39 @@ class Limits:
     iou: float
     max_detections: int
 
+    @property
+    def least_score(self) -> float:
+        """The confidence before the sigmoid: candidates are above it."""
+        return math.log(self.confidence / (1 - self.confidence))
+
 
 @dataclass(frozen=True, slots=True)
 class RawOutput:
-    """One picture's numbers for its N anchors: `sides` (4 * bins, N), `scores` (classes, N) before the sigmoid.
+    """One picture's numbers for N anchors: `sides` (4 * bins, N), `scores` (classes, N) before the sigmoid.
 
-    Segmentation adds `coefficients` (masks, N) and `prototypes` (masks, h / 4, w / 4).
+    Segmentation adds `coefficients` (masks, N) and `prototypes` (masks, h / 4, w / 4). `anchors` (N) says which of the
+    network's anchors these are, where it is not all of them.
     """
 
     sides: Floats
     scores: Floats
     coefficients: Floats | None = None
     prototypes: Floats | None = None
+    anchors: NDArray[np.intp] | None = None
 
 
 def find_boxes(output: RawOutput, head: Head, shape: tuple[int, int], limits: Limits) -> Floats:
     """(n, 6): x1, y1, x2, y2 in the model's input of (h, w) `shape`, confidence, class; most confident first."""
-    threshold = math.log(limits.confidence / (1 - limits.confidence))
+    threshold = limits.least_score
     candidates = np.flatnonzero(output.scores.max(axis=0) > threshold)
     if head.end_to_end:
         anchors, kinds = _best_pairs(output.scores, candidates, threshold, limits.max_detections)
-        corners = _corners(output.sides, anchors, head, shape)
+        corners = _corners(output, anchors, head, shape)
     else:
         kinds = output.scores[:, candidates].argmax(axis=0)
         order = np.argsort(-output.scores[kinds, candidates], kind="stable")[:_MOST_CANDIDATES]
         anchors, kinds = candidates[order], kinds[order]
-        corners = _corners(output.sides, anchors, head, shape)
+        corners = _corners(output, anchors, head, shape)
         apart = corners + kinds[:, None].astype(np.float32) * _CLASS_GAP
         kept = suppress(apart, limits.iou)[: limits.max_detections]
         anchors, kinds, corners = anchors[kept], kinds[kept], corners[kept]
@@ -103,14 +110,15 @@ def _best_pairs(
     return candidates[places[order]], kinds[order]
 
 
-def _corners(sides: Floats, anchors: NDArray[np.intp], head: Head, shape: tuple[int, int]) -> Floats:
-    distances = sides[:, anchors].reshape(4, head.bins, -1)
+def _corners(output: RawOutput, anchors: NDArray[np.intp], head: Head, shape: tuple[int, int]) -> Floats:
+    distances = output.sides[:, anchors].reshape(4, head.bins, -1)
     if head.bins > 1:
         weights = np.exp(distances - distances.max(axis=1, keepdims=True))
         steps = np.arange(head.bins, dtype=np.float32)[:, None]
         distances = (weights * steps).sum(axis=1) / weights.sum(axis=1)
     left, top, right, bottom = distances.reshape(4, -1)
-    x, y, stride = _grid(shape, head.strides)[:, anchors]
+    places = anchors if output.anchors is None else output.anchors[anchors]
+    x, y, stride = _grid(shape, head.strides)[:, places]
     corners: Floats = np.stack((x - left, y - top, x + right, y + bottom), axis=1) * stride[:, None]
     return corners
 

@@ -5,6 +5,7 @@ The numbers and pixels are those of ultralytics' `LetterBox(auto=True)` and `sca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from aiworker.inference.interface import Box, Picture, Prepared
 
 _GREY = 114
+Empty = Callable[[tuple[int, ...], type[np.uint8]], NDArray[np.uint8]]
+"""An array of a shape and a type, whatever is in it."""
 # A child has as many threads as it was given, and they belong to its engine.
 cv2.setNumThreads(1)
 
@@ -42,17 +45,21 @@ def fit(width: int, height: int, size: int, stride: int) -> Fit:
     return Fit(left, top, scaled_width, scaled_height, shape)
 
 
-def prepare(picture: Picture, size: int, stride: int) -> Prepared:
-    """What the picture gives at full size, whatever scale it was decoded at."""
+def prepare(picture: Picture, size: int, stride: int, empty: Empty = np.empty) -> Prepared:
+    """What the picture gives at full size, whatever scale it was decoded at, in memory that `empty` gives."""
     place = fit(picture.width, picture.height, size, stride)
+    canvas = empty((*place.shape, 3), np.uint8)
+    canvas.fill(_GREY)
+    inside = canvas[place.top : place.top + place.height, place.left : place.left + place.width]
     stored = (place.width, place.height) if picture.orientation <= 4 else (place.height, place.width)
+    if picture.orientation == 1 and picture.pixels.shape[1::-1] != stored:
+        # Straight into its place: one more megabyte, taken and given back each time, costs as much as the scaling.
+        cv2.resize(picture.pixels, stored, dst=inside, interpolation=cv2.INTER_LINEAR)
+        return Prepared(canvas, picture.width, picture.height)
     pixels = picture.pixels
     if pixels.shape[1::-1] != stored:
         pixels = np.asarray(cv2.resize(pixels, stored, interpolation=cv2.INTER_LINEAR), np.uint8)
-    canvas = np.full((*place.shape, 3), _GREY, np.uint8)
-    canvas[place.top : place.top + place.height, place.left : place.left + place.width] = upright(
-        pixels, picture.orientation
-    )
+    inside[:] = upright(pixels, picture.orientation)
     return Prepared(canvas, picture.width, picture.height)
 
 

@@ -8,21 +8,23 @@ See docs/adr/003-engines-without-torchvision.md.
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from ultralytics.models import YOLO
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import nms
 
 from aiworker.inference.engines.exports import ensure_export
-from aiworker.inference.engines.heads import Head, visible
+from aiworker.inference.engines.heads import Floats, Head, Limits, RawOutput, find_boxes, visible
 from aiworker.inference.engines.letterbox import boxes_of, prepare
 from aiworker.inference.interface import Box, Picture, Prepared
 from aiworker.inference.messages import MAX_BATCH, ChildSpec
@@ -32,23 +34,28 @@ _TENSORRT = "network.engine"
 _TENSORRT_BATCH = 16
 _MOST_GRAPHS = 16
 _WARM_UPS = 3
-Answer = tuple[torch.Tensor, torch.Tensor | None]
-"""What the network says of a batch, and the prototypes of masks where it has them."""
+_Part = TypeVar("_Part")
 
 
 class TorchEngine:
-    """YOLOv8, YOLO11 and YOLO26 weights (.pt) for detection or segmentation: fp32 on a CPU, fp16 on CUDA."""
+    """YOLOv8, YOLO11 and YOLO26 weights (.pt) for detection or segmentation: fp32 on a CPU, fp16 on CUDA.
+
+    To a card go bytes, and what comes back are the numbers of those few anchors that may be something.
+    """
 
     def __init__(self, spec: ChildSpec) -> None:
         self._spec = spec
         self._device = _device(spec.device)
+        self._limits = Limits(spec.confidence, spec.iou, spec.max_detections)
         self._model: AutoBackend | None = None
-        self._stride = 32
+        self._head: Head | None = None
 
     def load(self) -> None:
         """Raises FileNotFoundError, and what ultralytics raises for a file that is no checkpoint."""
-        self._model = self._opened()
-        self._stride = int(self._model.backend.stride)
+        cuda = self._device.type == "cuda"
+        self._model = _checkpoint(self._spec.weights, self._device, fp16=cuda, channels_last=True if cuda else None)
+        self._head = _head_of(self._model.backend)
+        self._network = RawNetwork(self._model.backend.model)
         # Loading may change it, so this comes last.
         torch.set_num_threads(self._spec.threads)
 
@@ -67,44 +74,67 @@ class TorchEngine:
 
     @property
     def names(self) -> Mapping[int, str]:
-        return dict(self._loaded().backend.names)
+        return self._loaded(self._head).names
 
     def prepare(self, picture: Picture) -> Prepared:
-        return prepare(picture, self._spec.image_size, self._stride)
+        stride = max(self._loaded(self._head).strides)
+        return prepare(picture, self._spec.image_size, stride, _pinned if self._device.type == "cuda" else np.empty)
 
     def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
-        model = self._loaded()
         with torch.inference_mode():
-            batch = torch.from_numpy(np.stack([image.pixels for image in images])).to(self._device)
-            batch = batch.permute(0, 3, 1, 2).contiguous()
-            batch = (batch.half() if model.backend.fp16 else batch.float()).div_(255)
-            answer, prototypes = self._forward(batch)
-            found = nms.non_max_suppression(
-                answer,
-                self._spec.confidence,
-                self._spec.iou,
-                max_det=self._spec.max_detections,
-                nc=len(model.backend.names),
-                end2end=bool(model.backend.end2end),
-                max_time_img=math.inf,
-            )
-            shape = (batch.shape[2], batch.shape[3])
-            return [
-                boxes_of(_with_mask(rows, prototypes, index, shape), shape, image)
-                for index, (rows, image) in enumerate(zip(found, images, strict=True))
-            ]
+            batch = torch.empty((len(images), *images[0].pixels.shape), dtype=torch.uint8, device=self._device)
+            for place, image in zip(batch, images, strict=True):
+                place.copy_(torch.from_numpy(image.pixels), non_blocking=True)
+            shape = (batch.shape[1], batch.shape[2])
+            rows = self._rows(batch, shape)
+        return [boxes_of(each, shape, image) for each, image in zip(rows, images, strict=True)]
 
-    def _forward(self, batch: torch.Tensor) -> Answer:
-        return _unpacked(self._loaded()(batch))
+    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The bare network on (pictures, h, w, 3) uint8: what `RawOutput` describes."""
+        outputs: tuple[torch.Tensor, ...] = self._network(self._normalised(batch))
+        return outputs
 
-    def _opened(self) -> AutoBackend:
-        cuda = self._device.type == "cuda"
-        return _checkpoint(self._spec.weights, self._device, fp16=cuda, channels_last=True if cuda else None)
+    def _rows(self, batch: torch.Tensor, shape: tuple[int, int]) -> list[Floats]:
+        """What `find_boxes` gives for each picture of `shape`."""
+        head = self._loaded(self._head)
+        return [
+            find_boxes(output, head, shape, self._limits)
+            for output in _candidates(self.forward(batch), self._limits.least_score)
+        ]
 
-    def _loaded(self) -> AutoBackend:
-        if self._model is None:
+    def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
+        # On a card the view is what the network's memory format is: channels last.
+        batch = batch.permute(0, 3, 1, 2)
+        return (batch.half() if self._device.type == "cuda" else batch.contiguous().float()).div_(255)
+
+    @staticmethod
+    def _loaded(part: _Part | None) -> _Part:
+        if part is None:
             raise RuntimeError("load() comes first")
-        return self._model
+        return part
+
+
+def _candidates(outputs: tuple[torch.Tensor, ...], least_score: float) -> list[RawOutput]:
+    """What the network says of each picture's anchors whose best score is above `least_score`, in one transfer."""
+    parts = outputs[:3]
+    picture, anchor = (outputs[1].amax(1).float() > least_score).nonzero(as_tuple=True)
+    columns = [picture[:, None], anchor[:, None], *(part[picture, :, anchor] for part in parts)]
+    table = torch.cat([column.float() for column in columns], 1).cpu().numpy()
+    bounds = np.searchsorted(table[:, 0], np.arange(len(outputs[0]) + 1))
+    splits = np.cumsum([2, *(part.shape[1] for part in parts)])[:-1]
+    prototypes = outputs[3].float().cpu().numpy() if len(outputs) > 3 and len(table) else None
+    found = []
+    for index, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        places, sides, scores, *coefficients = np.split(table[begin:end].T, splits)
+        masks = None if prototypes is None else prototypes[index]
+        found.append(RawOutput(sides, scores, next(iter(coefficients), None), masks, places[1].astype(np.intp)))
+    return found
+
+
+def _pinned(shape: tuple[int, ...], kind: type[np.uint8]) -> NDArray[np.uint8]:
+    """Memory that a card can copy from while the CPU goes on."""
+    memory: NDArray[np.uint8] = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    return memory
 
 
 class GraphedTorchEngine(TorchEngine):
@@ -123,27 +153,27 @@ class GraphedTorchEngine(TorchEngine):
     def label(self) -> str:
         return "torch-graph-cuda-fp16"
 
-    def _forward(self, batch: torch.Tensor) -> Answer:
+    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Valid until the next call."""
         size = len(batch)
         fill = batch[-1:].expand((1 << (size - 1).bit_length()) - size, *batch.shape[1:])
         full = torch.cat((batch, fill))
-        answer, prototypes = self._run(tuple(full.shape), full)
-        return answer[:size], None if prototypes is None else prototypes[:size]
+        return tuple(each[:size] for each in self._run(tuple(full.shape), full))
 
-    def _run(self, shape: tuple[int, ...], full: torch.Tensor) -> Answer:
+    def _run(self, shape: tuple[int, ...], full: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if shape not in self._seen:
             self._seen.add(shape)
-            return super()._forward(full)
+            return super().forward(full)
         if shape not in self._recorded:
             if len(self._recorded) == _MOST_GRAPHS:
                 self._recorded.popitem(last=False)
-            self._recorded[shape] = _Recorded(super()._forward, full, self._made)
+            self._recorded[shape] = _Recorded(super().forward, full, self._made)
         self._recorded.move_to_end(shape)
         return self._recorded[shape](full)
 
     def _made(self) -> list[torch.Tensor]:
         """What modules made for the last pass's shape and keep until another shape comes: a head's anchors."""
-        modules = self._loaded().backend.model.modules()
+        modules = self._network.modules()
         return [each for module in modules for each in vars(module).values() if isinstance(each, torch.Tensor)]
 
 
@@ -152,7 +182,7 @@ class _Recorded:
 
     def __init__(
         self,
-        run: Callable[[torch.Tensor], Answer],
+        run: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
         example: torch.Tensor,
         read_by_graph: Callable[[], list[torch.Tensor]],
     ) -> None:
@@ -165,11 +195,12 @@ class _Recorded:
                 run(self._given)
         torch.cuda.current_stream().wait_stream(beside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Threads that decode take pinned memory meanwhile, which would end a recording that forbids it to all threads.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._answer = run(self._given)
         self._held = read_by_graph()
 
-    def __call__(self, batch: torch.Tensor) -> Answer:
+    def __call__(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self._given.copy_(batch)
         self._graph.replay()
         return self._answer
@@ -191,10 +222,26 @@ class TensorRtEngine(TorchEngine):
     def pass_size(self) -> int:
         return _TENSORRT_BATCH
 
-    def _opened(self) -> AutoBackend:
+    def load(self) -> None:
+        """Raises FileNotFoundError, ExportFailed, and what TensorRT raises."""
         export = ensure_export(self._spec.weights, "tensorrt", self._spec.cache_dir)
-        model: AutoBackend = AutoBackend(str(export.folder / _TENSORRT), device=self._device, fp16=True, verbose=False)
-        return model
+        self._head = export.head
+        self._model = AutoBackend(str(export.folder / _TENSORRT), device=self._device, fp16=True, verbose=False)
+
+    def _rows(self, batch: torch.Tensor, shape: tuple[int, int]) -> list[Floats]:
+        """The export ends with boxes, so that their suppression is ultralytics' too."""
+        head = self._loaded(self._head)
+        answer, prototypes = _unpacked(self._loaded(self._model)(self._normalised(batch).contiguous()))
+        found = nms.non_max_suppression(
+            answer,
+            self._limits.confidence,
+            self._limits.iou,
+            max_det=self._limits.max_detections,
+            nc=len(head.names),
+            end2end=head.end_to_end,
+            max_time_img=math.inf,
+        )
+        return [_with_mask(rows, prototypes, index, shape) for index, rows in enumerate(found)]
 
 
 def write_tensorrt(weights: str, folder: Path) -> None:
@@ -229,21 +276,25 @@ class RawNetwork(torch.nn.Module):
 def raw_network(weights: str) -> tuple[torch.jit.ScriptModule, torch.Tensor, Head]:
     """The traced network in fp32 on the CPU, the input it was traced with, and what to know of its answers."""
     model = _checkpoint(weights, torch.device("cpu"), fp16=False, channels_last=False).backend
-    last = model.model.model[-1]
-    head = Head(
-        names={int(kind): str(name) for kind, name in model.names.items()},
-        task=model.model.task,
-        strides=tuple(int(stride) for stride in last.stride),
-        bins=int(last.reg_max),
-        end_to_end=bool(model.end2end),
-    )
     example = torch.zeros(1, 3, 640, 640)
     with torch.no_grad():
         # The check runs the trace twice and compares names that ultralytics' heads make anew each time.
         network: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
             RawNetwork(model.model), example, strict=False, check_trace=False
         )
-    return network, example, head
+    return network, example, _head_of(model)
+
+
+def _head_of(model: Any) -> Head:
+    """Of ultralytics' backend for a checkpoint."""
+    last = model.model.model[-1]
+    return Head(
+        names={int(kind): str(name) for kind, name in model.names.items()},
+        task=model.model.task,
+        strides=tuple(int(stride) for stride in last.stride),
+        bins=int(last.reg_max),
+        end_to_end=bool(model.end2end),
+    )
 
 
 def _checkpoint(weights: str, device: torch.device, *, fp16: bool, channels_last: bool | None) -> AutoBackend:
@@ -258,16 +309,15 @@ def _checkpoint(weights: str, device: torch.device, *, fp16: bool, channels_last
     return model
 
 
-def _unpacked(answer: Any) -> Answer:
+def _unpacked(answer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the whole network says of a batch, and the prototypes of masks where it has them."""
     if isinstance(answer, (list, tuple)) and isinstance(answer[0], (list, tuple)):
         return answer[0][0], answer[0][1]
     return (answer[0] if isinstance(answer, (list, tuple)) else answer), None
 
 
-def _with_mask(
-    rows: torch.Tensor, prototypes: torch.Tensor | None, index: int, shape: tuple[int, int]
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    table = rows.float().cpu().numpy()
+def _with_mask(rows: torch.Tensor, prototypes: torch.Tensor | None, index: int, shape: tuple[int, int]) -> Floats:
+    table: Floats = rows.float().cpu().numpy()
     if prototypes is None or not len(table):
         return table[:, :6]
     seen = visible(table[:, 6:].T, prototypes[index].float().cpu().numpy(), table[:, :4], shape)
