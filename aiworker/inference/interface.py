@@ -41,7 +41,7 @@ class Prepared:
 
 
 class Engine(Protocol):
-    """Made from a ChildSpec, in the child. One thread uses it, and a second one calls `prepare` meanwhile."""
+    """Made from a ChildSpec, in the child. One thread uses it, and others call `prepare` meanwhile."""
 
     def load(self) -> None:
         """Raises anything; the child then says why and ends."""

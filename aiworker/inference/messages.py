@@ -51,6 +51,11 @@ class ChildSpec:
     max_pixels: int = 50_000_000
     cache_dir: str = ""
 
+    @property
+    def decoders(self) -> int:
+        """Threads that decode: a card leaves all to it, on a CPU the engine has the others."""
+        return self.threads if self.device.startswith("cuda") else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -115,6 +116,38 @@ def test_a_pass_without_memory_is_halved_and_the_parent_told() -> None:
     _answer(CrampedEngine(_SPEC), DetectBatch(1, (0, 1, 2, 3), (picture(),) * 4), said)
     assert [each.size for each in said if isinstance(each, OutOfMemory)] == [4]
     assert sorted(each.item for each in said if isinstance(each, ItemDetected)) == [0, 1, 2, 3]
+
+
+class LostCard(FakeEngine):
+    """Fails as torch does when the card does nothing more for this process."""
+
+    def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
+        raise type("AcceleratorError", (RuntimeError,), {})("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_lost_card_ends_the_child_and_fails_no_picture() -> None:
+    said: list[Message] = []
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        _answer(LostCard(_SPEC), DetectBatch(1, (0, 1), (picture(),) * 2), said)
+    assert all(isinstance(each, Progress) for each in said), "another child will answer"
+
+
+def test_several_threads_decode_for_a_card_and_the_order_stays() -> None:
+    spec = ChildSpec(weights="none", device="cuda:0", threads=3, max_pixels=10_000)
+    together = threading.Barrier(3, timeout=10)
+
+    class Meeting(RecordingEngine):
+        def prepare(self, picture: Picture) -> Prepared:
+            together.wait()
+            return super().prepare(picture)
+
+    messages = iter([DetectBatch(1, (0, 1, 2), (picture(20), picture(40), picture(20)))])
+    steps = Intake(lambda: next(messages), Meeting(), spec, lambda message: None, lambda item, error: None).steps()
+    first, second = next(steps), next(steps)
+    assert isinstance(first, Pass)
+    assert isinstance(second, Pass)
+    assert [[item for item, _ in each.group] for each in (first, second)] == [[0, 2], [1]]
+    assert ChildSpec(weights="none", device="cpu", threads=3).decoders == 1
 
 
 def test_the_next_batch_is_decoded_while_the_model_runs() -> None:

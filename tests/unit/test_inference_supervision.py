@@ -68,3 +68,8 @@ def test_a_child_sees_no_secret_and_behaved_libraries() -> None:
 
 def test_the_operator_may_choose_the_wait_policy() -> None:
     assert child_environment({"OMP_WAIT_POLICY": "ACTIVE"}, threads=1)["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_where_several_threads_decode_freed_memory_is_kept() -> None:
+    one, several = child_environment({}, threads=4), child_environment({}, threads=4, decoders=4)
+    assert several.keys() - one.keys() == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}

@@ -1,16 +1,19 @@
 """The child's second thread: it takes batches off the line and decodes them while the model runs on earlier ones.
 
-What comes out is in the parent's order. Little is decoded ahead, since a prepared picture is a megabyte and a batch
-that the parent would rather give to another child should still be in its hands.
+For a card it has help: one thread decodes hundreds of pictures a second, and the card takes thousands. What comes out
+is in the parent's order. Little is decoded ahead, since a prepared picture is a megabyte and a batch that the parent
+would rather give to another child should still be in its hands.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from aiworker.inference.child.decode import decode
@@ -18,6 +21,7 @@ from aiworker.inference.interface import Engine, Prepared
 from aiworker.inference.messages import ChildSpec, DetectBatch, Message, Progress
 
 _AHEAD = 4
+_SAY_EVERY_S = 0.1
 Say = Callable[[Message], None]
 Fail = Callable[[int, Exception], None]
 
@@ -41,21 +45,33 @@ class BatchEnd:
 Step = Pass | BatchEnd | Message
 
 
-def steps_of(engine: Engine, spec: ChildSpec, batch: DetectBatch, say: Say, fail: Fail) -> Iterator[Step]:
+def steps_of(
+    engine: Engine, spec: ChildSpec, batch: DetectBatch, say: Say, fail: Fail, helpers: Executor | None = None
+) -> Iterator[Step]:
     """The batch's passes, each as soon as it is full, and its end. Pictures that cannot be read are told to `fail`."""
-    begun, decode_s = time.monotonic(), 0.0
-    groups: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
-    for item, image in zip(batch.items, batch.images, strict=True):
+
+    def prepared_in(image: bytes) -> tuple[Prepared | Exception, float]:
         started = time.monotonic()
         try:
-            prepared = engine.prepare(decode(image, spec.max_pixels))
+            result: Prepared | Exception = engine.prepare(decode(image, spec.max_pixels))
         except Exception as error:  # noqa: BLE001
             # Boundary: what goes wrong with one picture is that picture's answer and nobody else's.
-            fail(item, error)
+            result = error
+        return result, time.monotonic() - started
+
+    begun, decode_s, said_at = time.monotonic(), 0.0, -math.inf
+    groups: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
+    each = helpers.map if helpers else map
+    for item, (prepared, seconds) in zip(batch.items, each(prepared_in, batch.images), strict=True):
+        # Of all threads together: where several decode, the parent sends the next batch early rather than late, since
+        # its bytes are on their way for as long as the decoding takes.
+        decode_s += seconds
+        if isinstance(prepared, Exception):
+            fail(item, prepared)
             continue
-        finally:
-            decode_s += time.monotonic() - started
-        say(Progress())
+        if time.monotonic() - said_at >= _SAY_EVERY_S:
+            said_at = time.monotonic()
+            say(Progress())
         group = groups[prepared.pixels.shape]
         group.append((item, prepared))
         if len(group) >= engine.pass_size:
@@ -73,6 +89,7 @@ class Intake:
         self._spec = spec
         self._say = say
         self._fail = fail
+        self._helpers = ThreadPoolExecutor(spec.decoders, "decode") if spec.decoders > 1 else None
         self._steps: queue.Queue[Step | Exception] = queue.Queue(maxsize=_AHEAD)
 
     def steps(self) -> Iterator[Step]:
@@ -89,7 +106,7 @@ class Intake:
             while True:
                 message = self._receive()
                 if isinstance(message, DetectBatch):
-                    for step in steps_of(self._engine, self._spec, message, self._say, self._fail):
+                    for step in steps_of(self._engine, self._spec, message, self._say, self._fail, self._helpers):
                         self._steps.put(step)
                 else:
                     self._steps.put(message)

@@ -79,7 +79,13 @@ def _serve(line: socket.socket) -> int:
     names = engine.names
     load_s = time.monotonic() - started
     say(Ready(engine.label, tuple(names), tuple(names.values()), load_s, rss_mb(), engine.pass_size))
-    intake = Intake(lambda: _receive(line), engine, spec, say, lambda item, error: say(failure(item, error)))
+
+    def fail(item: int, error: Exception) -> None:
+        if is_fatal(error):
+            raise error
+        say(failure(item, error))
+
+    intake = Intake(lambda: _receive(line), engine, spec, say, fail)
     for step in intake.steps():
         match step:
             case Pass(group):
@@ -104,12 +110,14 @@ def _start(spec: ChildSpec) -> Engine:
 
 
 def answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say) -> None:
-    """Exactly one ItemDetected or ItemFailed for each item, whatever the others do."""
+    """Exactly one ItemDetected or ItemFailed for each item, whatever the others do. Raises what is fatal."""
     begun = time.monotonic()
     try:
         found = engine.detect([prepared for _, prepared in group])
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         # Boundary: a pass can fail for want of memory or for one bad input; halves find out which.
+        if is_fatal(error):
+            raise
         if is_out_of_memory(error):
             say(OutOfMemory(len(group)))
         if len(group) == 1:
@@ -141,6 +149,11 @@ def failure(item: int, error: Exception) -> ItemFailed:
 def is_out_of_memory(error: Exception) -> bool:
     """Host or device memory ran out; by name, since the class is the engine library's own (torch's, for one)."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def is_fatal(error: Exception) -> bool:
+    """The card does nothing more for this process: it ends, and another one does what it had. By name, as above."""
+    return type(error).__name__ == "AcceleratorError"
 
 
 def rss_mb() -> float:

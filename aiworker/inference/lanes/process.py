@@ -45,7 +45,7 @@ class ChildProcess:
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
-                    env=child_environment(os.environ, spec.threads),
+                    env=child_environment(os.environ, spec.threads, spec.decoders),
                     start_new_session=True,
                 )
             except BaseException:
@@ -94,7 +94,7 @@ class ChildProcess:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def child_environment(parent: Mapping[str, str], threads: int) -> dict[str, str]:
+def child_environment(parent: Mapping[str, str], threads: int, decoders: int = 1) -> dict[str, str]:
     """What a child sees: no secret of the parent's, the parent's import path, and libraries told to behave.
 
     Waiting OpenMP threads sleep instead of spinning: beside another busy process, spinning cost a factor of 30. All of
@@ -102,6 +102,10 @@ def child_environment(parent: Mapping[str, str], threads: int) -> dict[str, str]
     """
     kept = {name: value for name, value in parent.items() if name in _KEEP or name.startswith(_KEEP_PREFIXES)}
     defaults = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "MALLOC_ARENA_MAX": "2", "YOLO_OFFLINE": "true"}
+    if decoders > 1:
+        # Each picture takes megabytes and gives them back. Threads that get them from the kernel wait for one another
+        # there: two decode 1.6 times as many pictures when freed memory is kept.
+        defaults |= {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
     # So that CUDA numbers the cards as NVML does, which placement reads.
     defaults["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     return {
