@@ -40,6 +40,7 @@ class _Ground:
 
     spec: ChildSpec
     choices: list[Candidate]
+    sample: Sample
     file: Path
 
 
@@ -51,12 +52,13 @@ async def plan_for(settings: Settings, weights: Path) -> Plan:
         precision = settings.inference_precision if engine == "openvino" else "fp32"
         return _placed(replace(spec, engine=ENGINES[engine], precision=precision), placement, "INFERENCE_ENGINE")
     ground = await asyncio.to_thread(_ground, settings, spec, machine, placement)
-    profile = await known_or_measured(ground.file, spec, ground.choices, Sample(sample_picture()), _report)
+    profile = await known_or_measured(ground.file, spec, ground.choices, ground.sample, _report)
     if (chosen := profile.chosen) is None:
         return _placed(replace(spec, engine=ENGINES[FALLBACK]), placement, profile.why)
     best = chosen.candidate
-    if spec.device == "cpu":
-        _, placement = await asyncio.to_thread(placement_for, settings, processes=best.processes, threads=best.threads)
+    # What was measured on one card is done on each.
+    total = best.processes * len({child.device for child in placement.children})
+    _, placement = await asyncio.to_thread(placement_for, settings, processes=total, threads=best.threads)
     return _placed(serving(spec, best), placement, profile.why)
 
 
@@ -67,7 +69,7 @@ async def show_profile(settings: Settings, console: Console, *, again: bool) -> 
     machine, placement = await asyncio.to_thread(placement_for, settings)
     spec = _spec(settings, weights, placement.children[0].device)
     ground = await asyncio.to_thread(_ground, settings, spec, machine, placement)
-    sample = Sample(sample_picture())
+    sample = ground.sample
     with console.status("measuring"):
         if again:
             profile = await measure_all(spec, ground.choices, sample)
@@ -122,9 +124,15 @@ def _ground(settings: Settings, spec: ChildSpec, machine: Machine, placement: Pl
         )
     else:
         card = next(gpu.name for gpu in machine.gpus if spec.device == f"cuda:{gpu.index}")
-        every = card_candidates(placement.children[0].threads)
+        cards = len({child.device for child in placement.children})
+        every = card_candidates(
+            machine.cores // cards,
+            processes=-(-settings.inference_processes // cards),
+            threads=settings.inference_threads,
+        )
     choices = [each for each in every if each.engine.startswith(FALLBACK) or version(each.engine)]
-    return _Ground(spec, choices, profile_file(_cache_dir(settings), spec, choices, card))
+    sample = Sample(sample_picture(), max_batch=placement.children[0].max_batch)
+    return _Ground(spec, choices, sample, profile_file(_cache_dir(settings), spec, choices, card))
 
 
 def _cache_dir(settings: Settings) -> Path:

@@ -20,7 +20,7 @@ class Needs:
     batch."""
 
     cpu_mb: float = 450.0
-    gpu_ram_mb: float = 1800.0
+    gpu_ram_mb: float = 1500.0
     vram_mb: float = 900.0
     vram_per_image_mb: float = 60.0
 
@@ -85,31 +85,46 @@ def _budget(machine: Machine, wishes: Wishes) -> tuple[float, list[str]]:
 
 
 def _on_gpus(machine: Machine, wishes: Wishes, needs: Needs, budget_mb: float, notes: list[str]) -> list[ChildPlan]:
-    """One child for each GPU with room: a second on the same card costs a context and gains nothing."""
+    """One child for each GPU with room, or as many as are wished, dealt out to them."""
     if not machine.gpus:
         notes.append("no GPU: NVML finds none")
         return []
+    cards = _with_room(machine, wishes, needs, notes)
+    if not cards and len(notes) == 1:
+        notes.append(f"there are GPUs 0 to {len(machine.gpus) - 1} only")
+    affordable = int((budget_mb - _PARENT_MB) // needs.gpu_ram_mb)
+    total = min(wishes.processes or len(cards), max(0, affordable))
+    threads = wishes.threads or max(1, machine.cores // max(1, total, len(machine.gpus)))
     children: list[ChildPlan] = []
+    for place_of, (gpu, share_mb, why) in enumerate(cards):
+        wished = total // len(cards) + (place_of < total % len(cards))
+        count = min(wished, int(share_mb // (needs.vram_mb + needs.vram_per_image_mb)))
+        if not wished and wishes.processes and affordable >= wishes.processes:
+            notes.append(f"cuda:{gpu.index} ({gpu.name}) is left: INFERENCE_PROCESSES is {wishes.processes}")
+        elif not wished:
+            notes.append(f"cuda:{gpu.index} ({gpu.name}) is left: its child needs {needs.gpu_ram_mb:.0f} MB of memory")
+        elif count < wished:
+            notes.append(f"cuda:{gpu.index} ({gpu.name}) has room for {count} children: {why}")
+        if count:
+            batch = min(wishes.max_batch, int((share_mb / count - needs.vram_mb) // needs.vram_per_image_mb))
+            children += [ChildPlan(f"cuda:{gpu.index}", threads, batch, f"{gpu.name}: {why}")] * count
+    return children
+
+
+def _with_room(machine: Machine, wishes: Wishes, needs: Needs, notes: list[str]) -> list[tuple[Gpu, float, str]]:
+    """Those wanted on which a child fits, with the video memory that we may take, and why so much."""
     wanted = wishes.device.removeprefix("cuda").removeprefix(":")
+    found = []
     for gpu in machine.gpus:
         if wishes.device not in ("auto", "cuda") and wanted != str(gpu.index):
             continue
         share_mb, why = _share(gpu, machine, wishes)
-        batch = min(wishes.max_batch, int((share_mb - needs.vram_mb) // needs.vram_per_image_mb))
-        ram_mb = _PARENT_MB + (len(children) + 1) * needs.gpu_ram_mb
-        if batch < 1:
-            least_mb = needs.vram_mb + needs.vram_per_image_mb
+        least_mb = needs.vram_mb + needs.vram_per_image_mb
+        if share_mb < least_mb:
             notes.append(f"cuda:{gpu.index} ({gpu.name}) has no room: {why}, {least_mb:.0f} MB are needed")
-        elif ram_mb > budget_mb:
-            notes.append(f"cuda:{gpu.index} ({gpu.name}) is left: its child needs {needs.gpu_ram_mb:.0f} MB of memory")
-        elif wishes.processes and len(children) == wishes.processes:
-            notes.append(f"cuda:{gpu.index} ({gpu.name}) is left: INFERENCE_PROCESSES is {wishes.processes}")
         else:
-            threads = wishes.threads or max(1, machine.cores // max(1, len(machine.gpus)))
-            children.append(ChildPlan(f"cuda:{gpu.index}", threads, batch, f"{gpu.name}: {why}"))
-    if not children and len(notes) == 1:
-        notes.append(f"there are GPUs 0 to {len(machine.gpus) - 1} only")
-    return children
+            found.append((gpu, share_mb, why))
+    return found
 
 
 def _share(gpu: Gpu, machine: Machine, wishes: Wishes) -> tuple[float, str]:

@@ -15,6 +15,7 @@ ENGINES = {
 }
 _NEAR = 0.95
 _MOST_PROCESSES = 4
+_MOST_ON_A_CARD = 8
 _DRIFT = 1.5
 
 
@@ -94,9 +95,13 @@ def candidates(cores: int, *, precision: str = "fp32", processes: int = 0, threa
     return found
 
 
-def card_candidates(threads: int) -> list[Candidate]:
-    """What is worth measuring on a GPU: one process, whose threads decode."""
-    return [Candidate(engine, "fp16", 1, threads) for engine in ("torch", "torch-graph", "tensorrt")]
+def card_candidates(cores: int, *, processes: int = 0, threads: int = 0) -> list[Candidate]:
+    """What is worth measuring on a GPU: one process whose threads decode, and several that take turns on the card, so
+    that one's Python runs beside another's model. The last two are as in `candidates`.
+    """
+    counts = [processes] if processes else [count for count in (1, 2, 4, _MOST_ON_A_CARD) if 2 * count <= max(2, cores)]
+    splits = [(count, threads or max(1, cores // count)) for count in counts]
+    return [Candidate(engine, "fp16", *split) for engine in ("torch", "torch-graph", "tensorrt") for split in splits]
 
 
 def agrees(found: Detections, reference: Detections, precision: str, least: float) -> bool:

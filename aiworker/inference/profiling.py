@@ -19,30 +19,30 @@ from aiworker.domain.detection import Detections
 from aiworker.domain.errors import WorkerError
 from aiworker.inference.engines.exports import checksum, version
 from aiworker.inference.messages import ChildSpec
-from aiworker.inference.pool import InferencePool
+from aiworker.inference.pool import InferencePool, PoolRules
 from aiworker.inference.profile import ENGINES, Candidate, Measured, Profile, agrees, has_drifted
 from aiworker.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
 _PACKAGES = ("aiworker", "openvino", "torch", "ultralytics")
 _START_S = 180.0
-# Two full batches: one that the card has, one that is decoded meanwhile.
-_CARD_ASKERS = 16
 _CHECK_AGE_S = 7 * 24 * 3600.0
 Said = Callable[[Measured], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What is run through a candidate: an encoded picture on which the weights find something, for how long."""
+    """What is run through a candidate: an encoded picture on which the weights find something, for how long, and how
+    many of it are given to a child together at most."""
 
     picture: bytes
     seconds: float = 1.5
+    max_batch: int = 8
 
 
 async def measure(spec: ChildSpec, candidate: Candidate, sample: Sample, reference: Detections | None) -> Measured:
     """Starts the candidate's children, keeps them busy, and stops them. Never raises for what a candidate does."""
-    pool = InferencePool([serving(spec, candidate)] * candidate.processes)
+    pool = InferencePool([serving(spec, candidate)] * candidate.processes, PoolRules(sample.max_batch))
     await pool.start()
     try:
         async with asyncio.timeout(_START_S):
@@ -50,17 +50,23 @@ async def measure(spec: ChildSpec, candidate: Candidate, sample: Sample, referen
         first = await pool.detect(sample.picture, Deadline.after(_START_S))
         if reference is not None and not agrees(first, reference, candidate.precision, spec.confidence):
             return Measured(candidate, fault=f"detects other things than {reference.engine}")
-        found = await _kept_busy(pool, sample, 3 * candidate.processes if spec.device == "cpu" else _CARD_ASKERS)
+        askers = 3 * candidate.processes
+        if spec.device != "cpu":
+            askers *= sample.max_batch
+            # Graphs are recorded, and memory is taken, when a size of batch comes for the first times.
+            await _kept_busy(pool, sample, askers)
+        found = await _kept_busy(pool, sample, askers)
         return Measured(
             candidate,
             images_per_s=len(found) / sample.seconds,
             forward_ms=median(each.inference_ms / each.batch_size for each in found or [first]),
             rss_mb=pool.memory_mb,
         )
-    except (WorkerError, TimeoutError) as error:
-        return Measured(candidate, fault=str(error)[:200] or type(error).__name__)
+    except* (WorkerError, TimeoutError) as errors:
+        fault = str(errors.exceptions[0])[:200] or type(errors.exceptions[0]).__name__
     finally:
         await pool.stop()
+    return Measured(candidate, fault=fault)
 
 
 async def measure_all(

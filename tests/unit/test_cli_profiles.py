@@ -23,8 +23,8 @@ async def test_on_a_card_the_engine_is_measured_too(
 ) -> None:
     asked: list[tuple[Path, ChildSpec, Sequence[Candidate]]] = []
 
-    def here(settings: Settings) -> tuple[Machine, Placement]:
-        return _CARDS, place(_CARDS, Wishes(threads=2))
+    def here(settings: Settings, *, processes: int = 0, threads: int = 0) -> tuple[Machine, Placement]:
+        return _CARDS, place(_CARDS, Wishes(processes=processes, threads=threads))
 
     async def measured(file: Path, spec: ChildSpec, choices: Sequence[Candidate], *rest: object) -> Profile:
         asked.append((file, spec, choices))
@@ -37,8 +37,10 @@ async def test_on_a_card_the_engine_is_measured_too(
     weights.write_bytes(b"numbers")
     plan = await profiles.plan_for(load_settings(inference_engine="auto", models_dir=tmp_path), weights)
     ((file, spec, choices),) = asked
-    assert [each.engine for each in choices] == expected
+    assert [(each.engine, each.processes, each.threads) for each in choices] == [
+        (engine, *split) for engine in expected for split in ((1, 8), (2, 4), (4, 2))
+    ]
     assert (spec.device, file.parent.parent) == ("cuda:0", tmp_path / ".cache")
-    (child,) = plan.specs
     engine = {"tensorrt": "TensorRtEngine", "torch-graph": "GraphedTorchEngine"}[expected[-1]]
-    assert (child.engine.rpartition(":")[2], child.device, child.threads) == (engine, "cuda:0", 2)
+    found = [(child.engine.rpartition(":")[2], child.device, child.threads) for child in plan.specs]
+    assert found == [(engine, "cuda:0", 2)] * 4

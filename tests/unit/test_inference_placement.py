@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,10 @@ def _devices(machine: Machine, **wishes: object) -> list[tuple[str, int, int]]:
             [("cuda:0", 8, 6)],
         ),
         (_machine(_T4, _L4), {"budget_mb": 2_000.0}, [("cuda:0", 4, 8)]),
+        (_machine(_T4), {"processes": 4}, [("cuda:0", 2, 8)] * 4),
+        (_machine(_T4, _L4), {"processes": 3}, [("cuda:0", 2, 8)] * 2 + [("cuda:1", 2, 8)]),
+        (_machine(_T4), {"processes": 4, "budget_mb": 3_500.0}, [("cuda:0", 4, 8)] * 2),
+        (_machine(("GTX 1050", 4_000, 3_900)), {"processes": 4, "max_batch": 32}, [("cuda:0", 2, 4)] * 3),
     ],
 )
 def test_children_fit_the_machine(
@@ -69,7 +74,7 @@ def test_children_fit_the_machine(
         (_VPS, {"device": "cuda"}, "no GPU"),
         (_machine(_T4), {"device": "cuda:3"}, "GPUs 0 to 0 only"),
         (_machine(("T4", 15_000, 400)), {"device": "cuda:0"}, "no room"),
-        (_machine(_T4), {"device": "cuda", "budget_mb": 1_000.0}, "1800 MB of memory"),
+        (_machine(_T4), {"device": "cuda", "budget_mb": 1_000.0}, "1500 MB of memory"),
     ],
 )
 def test_what_cannot_be_had_is_said_with_what_to_do(machine: Machine, wishes: dict[str, object], says: str) -> None:
@@ -106,16 +111,16 @@ def test_whatever_is_there_the_plan_stays_within_it(
     cuda = [plan for plan in placement.children if plan.device != "cpu"]
     assert placement.children
     assert not (cpu and cuda)
-    assert len({plan.device for plan in cuda}) == len(cuda)
+    assert wishes.processes or len({plan.device for plan in cuda}) == len(cuda)
     assert len(cpu) * needs.cpu_mb + len(cuda) * needs.gpu_ram_mb <= placement.budget_mb
     assert not wishes.processes or len(placement.children) <= wishes.processes
     for plan in placement.children:
         assert 1 <= plan.max_batch <= wishes.max_batch
         assert plan.threads >= 1
         assert plan.why
-    for plan in cuda:
-        free_mb = gpus[int(plan.device[5:])].free_mb
-        assert needs.vram_mb + plan.max_batch * needs.vram_per_image_mb <= free_mb
+    for device, plans in itertools.groupby(cuda, lambda plan: plan.device):
+        taken_mb = sum(needs.vram_mb + plan.max_batch * needs.vram_per_image_mb for plan in plans)
+        assert taken_mb <= gpus[int(device[5:])].free_mb
     assert placement.notes
 
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detection, Detections
+from aiworker.domain.errors import InferenceUnavailable
+from aiworker.inference import profiling
 from aiworker.inference.messages import ChildSpec
+from aiworker.inference.pool import PoolRules
 from aiworker.inference.profile import Candidate, Measured, Profile, agrees, candidates, card_candidates, has_drifted
 from aiworker.inference.profiling import Sample, known_or_measured, profile_file, read, serving, write
 
@@ -28,9 +33,12 @@ def test_candidates_use_the_cores_that_there_are(cores: int) -> None:
 
 
 def test_on_a_card_torch_is_held_against_its_own_graphs_and_tensorrt() -> None:
-    found = card_candidates(3)
-    assert [each.engine for each in found] == ["torch", "torch-graph", "tensorrt"]
-    assert {(each.precision, each.processes, each.threads, each.pinned) for each in found} == {("fp16", 1, 3, False)}
+    found = card_candidates(8)
+    assert list(dict.fromkeys(each.engine for each in found)) == ["torch", "torch-graph", "tensorrt"]
+    assert {(each.precision, each.pinned) for each in found} == {("fp16", False)}
+    assert {(each.processes, each.threads) for each in found} == {(1, 8), (2, 4), (4, 2)}
+    assert {(each.processes, each.threads) for each in card_candidates(1)} == {(1, 1)}
+    assert {(each.processes, each.threads) for each in card_candidates(8, processes=3, threads=4)} == {(3, 4)}
 
 
 def test_what_the_operator_has_set_is_not_measured_away() -> None:
@@ -140,3 +148,29 @@ async def test_a_folder_that_cannot_be_written_costs_only_the_keeping(
     in_the_way.write_text("not a folder")
     found = await known_or_measured(in_the_way / "one.json", ChildSpec("w.pt"), [], Sample(b""))
     assert found is profile
+
+
+class _FailsUnderLoad:
+    """One picture is answered, several at a time are not."""
+
+    def __init__(self, specs: Sequence[ChildSpec], rules: PoolRules) -> None:
+        self.asked = 0
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def wait_ready(self) -> None: ...
+
+    async def detect(self, image: bytes, deadline: Deadline) -> Detections:
+        self.asked += 1
+        if self.asked > 1:
+            raise InferenceUnavailable("AcceleratorError")
+        return Detections((), 1, 1, model="m", engine="e", batch_size=1, inference_ms=1.0)
+
+
+async def test_a_candidate_that_fails_under_load_is_at_fault_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "InferencePool", _FailsUnderLoad)
+    candidate = Candidate("torch-graph", "fp16", 2, 2)
+    found = await profiling.measure(ChildSpec("w", device="cuda:0"), candidate, profiling.Sample(b"", 0.1), None)
+    assert found.fault == "inference_unavailable: AcceleratorError"
