@@ -1,6 +1,7 @@
 """What runs beside or without the pool on a card, each in a process of its own. Prints one JSON line.
 
-python -m inferring.card_runs curve ENGINE WEIGHTS DEVICE SIZES PHOTO     ms and VRAM of a pass of each size
+python -m inferring.card_runs curve ENGINE WEIGHTS DEVICE SIZES PHOTO     ms and VRAM of a batch of each size
+python -m inferring.card_runs decoding PROCESSES THREADS SECONDS PHOTO    images/s that the cores decode and scale
 python -m inferring.card_runs predict WEIGHTS DEVICE SECONDS PHOTO        images/s of YOLO.predict, one by one
 python -m inferring.card_runs hog DEVICE STEP_MB                          takes a step for each line on stdin
 """
@@ -10,40 +11,84 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import multiprocessing
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from aiworker.inference.child.decode import decode
+from aiworker.inference.engines.letterbox import prepare
 from aiworker.inference.messages import ChildSpec
 
-_REPEATS = 10
+_REPEATS = 20
+_LEAST_MB = 8
 
 
 def curve(engine: str, weights: str, device: str, sizes: str, photo: str) -> dict[str, list[float]]:
-    """By batch size: median milliseconds and the peak of memory in MB, 0 where torch does not count it."""
+    """By batch size: median milliseconds of the bare network, of a whole pass (pictures to boxes), and the peak of
+    memory in MB; for an engine that is no network, the pass twice and 0.
+    """
     module, _, factory = engine.partition(":")
     runner = getattr(importlib.import_module(module), factory)(ChildSpec(weights, engine, device))
     runner.load()
     runner.warm_up()
     prepared = runner.prepare(decode(Path(photo).read_bytes(), 10**8))
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    torch = sys.modules.get("torch")
     found = {}
     for size in map(int, sizes.split(",")):
-        runner.detect([prepared] * size)
-        if cuda is not None and cuda.is_available():
-            cuda.reset_peak_memory_stats()
-        times = []
-        for _ in range(_REPEATS):
-            begun = time.perf_counter()
-            runner.detect([prepared] * size)
-            times.append(1000 * (time.perf_counter() - begun))
-        peak = cuda.max_memory_reserved() / 2**20 if cuda is not None and cuda.is_available() else 0.0
-        found[str(size)] = [statistics.median(times), peak]
+        if torch is not None:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        whole = _median_ms(lambda size=size: runner.detect([prepared] * size))  # type: ignore[misc]
+        bare = whole
+        if torch is not None:
+            batch = torch.from_numpy(np.stack([prepared.pixels] * size)).to(device)
+
+            def forward(batch: object = batch) -> None:
+                with torch.inference_mode():
+                    runner.forward(batch)
+                torch.cuda.synchronize()
+
+            bare = _median_ms(forward)
+        found[str(size)] = [bare, whole, torch.cuda.max_memory_reserved() / 2**20 if torch is not None else 0.0]
     return found
+
+
+def _median_ms(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_REPEATS):
+        begun = time.perf_counter()
+        run()
+        times.append(1000 * (time.perf_counter() - begun))
+    return statistics.median(times)
+
+
+def decoding(processes: str, threads: str, seconds: str, photo: str) -> float:
+    """What the cores could give a card that takes no time."""
+    with ProcessPoolExecutor(int(processes), multiprocessing.get_context("spawn")) as pool:
+        counts = pool.map(_decode_for, [(int(threads), float(seconds), photo)] * int(processes))
+        return sum(counts)
+
+
+def _decode_for(what: tuple[int, float, str]) -> float:
+    threads, seconds, photo = what
+    image, ends = Path(photo).read_bytes(), time.monotonic() + seconds
+
+    def run(_: int) -> int:
+        done = 0
+        while time.monotonic() < ends:
+            prepare(decode(image, 10**8), 640, 32)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(run, range(threads))) / seconds
 
 
 def predict(weights: str, device: str, seconds: str, photo: str) -> float:
@@ -61,19 +106,22 @@ def predict(weights: str, device: str, seconds: str, photo: str) -> float:
 
 
 def hog(device: str, step_mb: str) -> int:
-    """Holds what it took until stdin ends; goes on when the card is full."""
+    """Holds what it took until stdin ends; where a whole step is not to be had, it takes what there is."""
     import torch  # noqa: PLC0415
 
     held = []
     print("ready", flush=True)
     for _ in sys.stdin:
-        try:
-            held.append(torch.empty(int(step_mb) << 20, dtype=torch.uint8, device=device))
-        except torch.cuda.OutOfMemoryError:
-            continue
+        left = size = int(step_mb)
+        while left >= _LEAST_MB and size >= _LEAST_MB:
+            try:
+                held.append(torch.empty(min(left, size) << 20, dtype=torch.uint8, device=device))
+                left -= size
+            except torch.cuda.OutOfMemoryError:
+                size //= 2
     return len(held)
 
 
 if __name__ == "__main__":
-    what = {"curve": curve, "predict": predict, "hog": hog}[sys.argv[1]]
+    what = {"curve": curve, "decoding": decoding, "predict": predict, "hog": hog}[sys.argv[1]]
     print(json.dumps(what(*sys.argv[2:])))  # type: ignore[operator]
