@@ -132,8 +132,8 @@ class OutOfMemory:
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """Every item of the batch has had its answer. `seconds` is what the child spent on it, `decode_s` the part before
-    the first pass through the model."""
+    """Every item of the batch has had its answer. `seconds` is what the child spent on it, `decode_s` what decoding
+    took, of all threads together."""
 
     kind: ClassVar[str] = "done"
     batch: int
