@@ -76,12 +76,19 @@ def _weights(model: str, models_dir: Path) -> Path:
         return pull_weights(model, models_dir).resolve()
 
 
-def environment(before: Mapping[str, str], places: Addresses, weights: Path, *, live: bool) -> dict[str, str]:
+def environment(
+    before: Mapping[str, str], places: Addresses, weights: Path, models_dir: Path, *, live: bool
+) -> dict[str, str]:
     """What the system under test sees. Its database is always one of its own: a load test has no business in another.
 
     How many slots there are may be set from outside, to see what difference it makes.
     """
-    forced = {"YOLO_MODEL": str(weights), "MEDIA_ALLOWED_HOSTS": places.media_url.removeprefix("http://")}
+    forced = {
+        "YOLO_MODEL": str(weights),
+        # The system runs in another folder: a relative one would be empty there, and each run measure all engines anew.
+        "MODELS_DIR": str(models_dir),
+        "MEDIA_ALLOWED_HOSTS": places.media_url.removeprefix("http://"),
+    }
     if not live:
         forced |= {
             "OLLAMA_URL": places.ollama_url,
@@ -103,7 +110,7 @@ async def running_system(say: Callable[[str], None], *, live: bool) -> AsyncIter
     if live and not (configured.ollama_url or configured.gemini_api_key):
         raise ConfigurationError("--live asks the models of the environment: set OLLAMA_URL, GEMINI_API_KEY or both")
     weights = await asyncio.to_thread(_weights, configured.yolo_model, configured.models_dir)
-    home = Path.cwd()
+    home, models_dir = Path.cwd(), configured.models_dir.resolve()
     folder = Path(tempfile.mkdtemp(prefix="aiworker-gate-"))
     # As root, the embedded server runs as another account, which must be able to enter.
     folder.chmod(0o755)
@@ -111,7 +118,7 @@ async def running_system(say: Callable[[str], None], *, live: bool) -> AsyncIter
     try:
         async with stand_ins(photos_folder(folder / "photos")) as places:
             os.environ.clear()
-            os.environ.update(environment(before, places, weights, live=live))
+            os.environ.update(environment(before, places, weights, models_dir, live=live))
             os.chdir(folder)
             async with running_stack(load_settings(port=0, worker_port=0), say, log_dir=folder / "logs") as stack:
                 yield System(stack, places, folder, weights)

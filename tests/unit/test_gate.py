@@ -9,6 +9,8 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +20,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from gate import soak
+from gate import soak, system
 from gate.drive import Call, Driver, Log, Sent
 from gate.mix import BY_NAME, KINDS, Quantiles, kinds_here, model_latency
 from gate.plan import DAY_MEAN, Phase, arrivals, phases, soak_phases
@@ -36,6 +38,7 @@ from rich.console import Console
 
 from aiworker.cli.bench import run_gate
 from aiworker.domain.errors import ConfigurationError
+from aiworker.settings import Settings
 
 
 def job(phase: str = "steady", **more: Any) -> Job:
@@ -390,11 +393,37 @@ def test_the_gate_never_loads_the_database_of_the_environment(tmp_path: Path) ->
         "WORKER_CONCURRENCY": "8",
         "PATH": "/bin",
     }
-    seen = environment(outside, places, tmp_path, live=False)
+    seen = environment(outside, places, tmp_path / "a.pt", tmp_path, live=False)
     assert "production" not in str(seen)
     assert "HEALTH_TOKEN" not in seen
     assert (seen["GEMINI_API_KEY"], seen["WORKER_CONCURRENCY"], seen["PATH"]) == ("fake-key", "8", "/bin")
-    assert environment(outside, places, tmp_path, live=True)["GEMINI_API_KEY"] == "real-key"
+    assert environment(outside, places, tmp_path / "a.pt", tmp_path, live=True)["GEMINI_API_KEY"] == "real-key"
+
+
+@pytest.mark.parametrize("named", [None, "models"])
+async def test_the_system_finds_what_was_measured_before_although_it_runs_elsewhere(
+    named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Path] = []
+
+    @asynccontextmanager
+    async def stack(settings: Settings, *_: Any, **__: Any) -> AsyncIterator[None]:
+        started.append(settings.models_dir.resolve())
+        yield None
+
+    @asynccontextmanager
+    async def no_stand_ins(_photos: Path) -> AsyncIterator[Addresses]:
+        yield Addresses("http://ollama", "http://gemini", "fake-key", "http://127.0.0.1:9", [])
+
+    monkeypatch.setattr(system, "running_stack", stack)
+    monkeypatch.setattr(system, "stand_ins", no_stand_ins)
+    monkeypatch.setattr(system, "_weights", lambda _model, models: models / "a.pt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODELS_DIR", raising=False)
+    if named:
+        monkeypatch.setenv("MODELS_DIR", named)
+    async with system.running_system(lambda _: None, live=False):
+        assert started == [tmp_path / "models"]
 
 
 def test_without_a_checkout_the_command_says_where_the_gate_is(tmp_path: Path) -> None:
