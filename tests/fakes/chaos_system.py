@@ -68,7 +68,7 @@ class Tally:
 
 @dataclass
 class ChaosSystem:
-    """`environment` is what processes that are started from now on see."""
+    """`environment` is what processes that are started from now on see; `level_mb` the memory before any fault."""
 
     server: EmbeddedPostgres
     url: str
@@ -81,6 +81,7 @@ class ChaosSystem:
     logs: Path
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     accepted: dict[str, UUID] = field(default_factory=dict)
+    level_mb: float = 0.0
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def start(self, name: str, **more: str) -> None:
