@@ -57,7 +57,7 @@ async def plan_for(settings: Settings, weights: Path) -> Plan:
         return _placed(replace(spec, engine=ENGINES[FALLBACK]), placement, profile.why)
     best = chosen.candidate
     # What was measured on one card is done on each.
-    total = best.processes * len({child.device for child in placement.children})
+    total = best.processes * placement.devices
     _, placement = await asyncio.to_thread(placement_for, settings, processes=total, threads=best.threads)
     return _placed(serving(spec, best), placement, profile.why)
 
@@ -69,13 +69,12 @@ async def show_profile(settings: Settings, console: Console, *, again: bool) -> 
     machine, placement = await asyncio.to_thread(placement_for, settings)
     spec = _spec(settings, weights, placement.children[0].device)
     ground = await asyncio.to_thread(_ground, settings, spec, machine, placement)
-    sample = ground.sample
     with console.status("measuring"):
         if again:
-            profile = await measure_all(spec, ground.choices, sample)
+            profile = await measure_all(spec, ground.choices, ground.sample)
             await asyncio.to_thread(write, ground.file, profile)
         else:
-            profile = await known_or_measured(ground.file, spec, ground.choices, sample)
+            profile = await known_or_measured(ground.file, spec, ground.choices, ground.sample)
     console.print(table_of(profile))
     console.print(f"chosen: {profile.why}")
 
@@ -124,7 +123,7 @@ def _ground(settings: Settings, spec: ChildSpec, machine: Machine, placement: Pl
         )
     else:
         card = next(gpu.name for gpu in machine.gpus if spec.device == f"cuda:{gpu.index}")
-        cards = len({child.device for child in placement.children})
+        cards = placement.devices
         every = card_candidates(
             machine.cores // cards,
             processes=-(-settings.inference_processes // cards),

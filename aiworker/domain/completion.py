@@ -21,22 +21,24 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """What the model asked for. `arguments` are validated; `opaque` is the provider's own, to be given back with it."""
+    """What the model asked for. `arguments` are validated; `opaque` is the provider's own, to be given back with it;
+    `id` is set where the provider names its calls."""
 
     name: str
     arguments: BaseModel = field(repr=False)
     opaque: str = field(default="", repr=False)
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One turn of a conversation before the prompt. `calls` are what an assistant's turn asked for; a tool's turn holds
-    what the function named `tool` gave back."""
+    what came of the call that it is the `result_of`."""
 
     role: Literal["user", "assistant", "tool"]
     text: str = field(repr=False)
     calls: tuple[ToolCall, ...] = ()
-    tool: str = ""
+    result_of: ToolCall | None = None
 
 
 @dataclass(frozen=True, slots=True)

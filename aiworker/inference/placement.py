@@ -57,6 +57,11 @@ class Placement:
     budget_mb: float
     notes: tuple[str, ...]
 
+    @property
+    def devices(self) -> int:
+        """On how many the children are: several cards, or one, or the processor."""
+        return len({child.device for child in self.children})
+
 
 def place(machine: Machine, wishes: Wishes, needs: Needs | None = None) -> Placement:
     """Raises ConfigurationError, saying what to change, when not even one child fits."""
@@ -96,8 +101,8 @@ def _on_gpus(machine: Machine, wishes: Wishes, needs: Needs, budget_mb: float, n
     total = min(wishes.processes or len(cards), max(0, affordable))
     threads = wishes.threads or max(1, machine.cores // max(1, total, len(machine.gpus)))
     children: list[ChildPlan] = []
-    for place_of, (gpu, share_mb, why) in enumerate(cards):
-        wished = total // len(cards) + (place_of < total % len(cards))
+    for number, (gpu, share_mb, why) in enumerate(cards):
+        wished = total // len(cards) + (number < total % len(cards))
         count = min(wished, int(share_mb // (needs.vram_mb + needs.vram_per_image_mb)))
         if not wished and wishes.processes and affordable >= wishes.processes:
             notes.append(f"cuda:{gpu.index} ({gpu.name}) is left: INFERENCE_PROCESSES is {wishes.processes}")

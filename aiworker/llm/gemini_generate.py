@@ -63,10 +63,8 @@ def _function(tool: Tool) -> dict[str, Any]:
 def _contents(request: PromptRequest) -> list[dict[str, Any]]:
     """Turns of the same side are one: Gemini wants the results of all calls of a turn together."""
     turns: list[dict[str, Any]] = []
-    open_calls: list[ToolCall] = []
     for turn in request.history:
-        role, parts = "model" if turn.role == "assistant" else "user", _parts(turn, open_calls)
-        open_calls += turn.calls
+        role, parts = "model" if turn.role == "assistant" else "user", _parts(turn)
         if turns and turns[-1]["role"] == role:
             turns[-1]["parts"] += parts
         elif parts:
@@ -78,14 +76,9 @@ def _contents(request: PromptRequest) -> list[dict[str, Any]]:
     return [*turns, {"role": "user", "parts": last}] if last else turns
 
 
-def _parts(turn: Turn, open_calls: list[ToolCall]) -> list[dict[str, Any]]:
-    """A tool's result takes the first of `open_calls` of its name with it."""
-    if turn.role == "tool":
-        call = next((call for call in open_calls if call.name == turn.tool), None)
-        if call is not None:
-            open_calls.remove(call)
-        response = {"name": turn.tool, "response": {"result": turn.text}} | (_id_of(call) if call else {})
-        return [{"functionResponse": response}]
+def _parts(turn: Turn) -> list[dict[str, Any]]:
+    if call := turn.result_of:
+        return [{"functionResponse": {"name": call.name, "response": {"result": turn.text}} | _id_of(call)}]
     return [*_text(turn.text), *[_call_part(call) for call in turn.calls]]
 
 
@@ -97,14 +90,12 @@ def _text(text: str) -> list[dict[str, Any]]:
 def _call_part(call: ToolCall) -> dict[str, Any]:
     arguments = call.arguments.model_dump(mode="json", by_alias=True)
     part: dict[str, Any] = {"functionCall": {"name": call.name, "args": arguments} | _id_of(call)}
-    signature = call.opaque.partition(" ")[0]
-    return part | ({"thoughtSignature": signature} if signature else {})
+    return part | ({"thoughtSignature": call.opaque} if call.opaque else {})
 
 
 def _id_of(call: ToolCall) -> dict[str, str]:
     """Since Gemini 3.5 a result must name its call."""
-    call_id = call.opaque.partition(" ")[2]
-    return {"id": call_id} if call_id else {}
+    return {"id": call.id} if call.id else {}
 
 
 class GenerateStream:
@@ -141,8 +132,8 @@ class GenerateStream:
     def _take(self, part: dict[str, Any]) -> None:
         if "functionCall" in part:
             call = _dict(part["functionCall"])
-            opaque = f"{part.get('thoughtSignature') or ''} {call.get('id') or ''}".rstrip()
-            self._calls.append(RawCall(str(call.get("name")), _dict(call.get("args")), opaque))
+            signature, call_id = str(part.get("thoughtSignature") or ""), str(call.get("id") or "")
+            self._calls.append(RawCall(str(call.get("name")), _dict(call.get("args")), signature, call_id))
         elif not part.get("thought"):
             self._pieces.append(str(part.get("text") or ""))
 

@@ -69,8 +69,8 @@ def _message(turn: Turn) -> dict[str, Any]:
             {"function": {"name": call.name, "arguments": call.arguments.model_dump(mode="json", by_alias=True)}}
             for call in turn.calls
         ]
-    if turn.role == "tool":
-        message["tool_name"] = turn.tool
+    if turn.result_of:
+        message["tool_name"] = turn.result_of.name
     return message
 
 

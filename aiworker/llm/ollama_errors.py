@@ -21,8 +21,8 @@ from aiworker.llm.http import retry_after_of
 
 NAME = "ollama"
 _BUSY_RETRY_S = 1.0
-# Ollama answers 500 to these although trying again cannot help.
 _TOO_LONG = re.compile(r"context (?:length|size)", re.I)
+# Ollama answers 500 to these although trying again cannot help.
 _PERMANENT = re.compile(
     r"invalid format|^option |must be of type|does not support|unknown format|invalid image|failed to parse", re.I
 )

@@ -73,6 +73,7 @@ class RawCall:
     name: str
     arguments: Mapping[str, Any] = field(repr=False)
     opaque: str = field(default="", repr=False)
+    id: str = ""
 
 
 class Said(NamedTuple):
@@ -194,7 +195,7 @@ def parse_calls(tools: tuple[Tool, ...], calls: tuple[RawCall, ...]) -> tuple[To
             arguments = known[call.name].arguments.model_validate(call.arguments)
         except ValidationError as error:
             raise AnswerMistake(_lines(error, call.name)) from None
-        parsed.append(ToolCall(call.name, arguments, call.opaque))
+        parsed.append(ToolCall(call.name, arguments, call.opaque, call.id))
     return tuple(parsed)
 
 

@@ -158,13 +158,13 @@ async def test_a_tool_is_asked_for_and_its_result_given_back(side: Side) -> None
     (call,) = first.tool_calls
     assert (call.name, call.arguments) == ("weigh", Food(food="ovo", grams=50))
     # Gemini wants its signature and the call's id back.
-    assert bool(call.opaque) == (side.name == "gemini")
-    history = (Turn("user", "quanto?"), Turn("assistant", "", first.tool_calls), Turn("tool", "50 g", tool="weigh"))
+    assert (bool(call.opaque), bool(call.id)) == (side.name == "gemini",) * 2
+    history = (Turn("user", "quanto?"), Turn("assistant", "", first.tool_calls), Turn("tool", "50 g", result_of=call))
     second = await side.model.complete(dataclasses.replace(ask(tools=(WEIGH,)), prompt="", history=history), soon())
     assert (second.finish, second.text) == ("stop", "Oi! Tudo bem?")
     sent = json.dumps(side.server.requests[1])
     assert "50 g" in sent
-    assert all(json.dumps(word) in sent for word in call.opaque.split())
+    assert all(json.dumps(given) in sent for given in (call.opaque, call.id) if given)
 
 
 async def test_two_tools_at_once(side: Side) -> None:

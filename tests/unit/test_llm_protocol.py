@@ -180,6 +180,7 @@ class Weigh(BaseModel):
 
 
 TOOL = Tool("weigh", "Pesa um alimento.", Weigh)
+CALL = ToolCall("weigh", Weigh(food="ovo", grams=50), "c2ln", "call-7")
 CONVERSATION = PromptRequest(
     "test",
     "sistema",
@@ -187,8 +188,8 @@ CONVERSATION = PromptRequest(
     ("ollama",),
     history=(
         Turn("user", "quanto pesa?"),
-        Turn("assistant", "", calls=(ToolCall("weigh", Weigh(food="ovo", grams=50), "c2ln call-7"),)),
-        Turn("tool", "50 g", tool="weigh"),
+        Turn("assistant", "", calls=(CALL,)),
+        Turn("tool", "50 g", result_of=CALL),
     ),
     answer=Answer,
     tools=(TOOL,),
@@ -237,7 +238,7 @@ def test_gemini_tools() -> None:
             ]
         }
     ).said()
-    assert said.calls == (RawCall("weigh", {"food": "ovo", "grams": 50.0}, "x call-7"),)
+    assert said.calls == (RawCall("weigh", {"food": "ovo", "grams": 50.0}, "x", "call-7"),)
 
 
 KEYS = (
