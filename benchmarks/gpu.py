@@ -122,6 +122,9 @@ async def measure(card: Card, seconds: float, console: Console) -> list[Bar]:
     console.print("[dim]the cores alone[/dim]")
     split = (str(card.processes), str(card.child.decoders), str(seconds / 4))
     note(Bar("decoded and scaled by the cores alone", await _result("decoding", *split, photo), "images/s"))
+    if not card.pretend:
+        read = await _result("unit", card.child.device, str(seconds / 4), photo)
+        note(Bar("decoded and scaled by the card, for one process", read, "images/s"))
     rates = []
     for weights in dict.fromkeys(card.weights):
         name = "" if card.pretend else f"{Path(weights).stem}: "

@@ -33,7 +33,7 @@ key() {
         pwd
         echo "$CUDA_WANTED"
         "$PYTHON" -c "$IDENTITY"
-        cat pyproject.toml constraints.txt scripts/setup.sh
+        cat pyproject.toml constraints.txt constraints-cuda.txt scripts/setup.sh
     } | "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
 }
 
@@ -89,6 +89,7 @@ install_packages() {
     # Two packages with the same files: the one that goes must go first.
     pip uninstall --yes opencv-python
     pip install --no-deps --requirement constraints.txt
+    [ "$CUDA_WANTED" = 0 ] || pip install --no-deps --requirement constraints-cuda.txt
 }
 
 install_aiworker() {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -29,15 +29,43 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
+class Jpeg:
+    """A JPEG of the plain kind, whole as far as its header and its end tell, and not yet decoded. `width`, `height` and
+    `orientation` are as in `Picture`.
+    """
+
+    data: bytes = field(repr=False)
+    width: int
+    height: int
+    orientation: int = 1
+
+
+class Pixels(Protocol):
+    """An array in memory, or a tensor on a card."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
-    """One picture as the model takes it: `pixels` is letterboxed RGB uint8 (h, w, 3); `width`, `height` the original's.
+    """One picture as the model takes it: `pixels` is letterboxed RGB uint8 (h, w, 3), in the memory that its engine
+    reads; `width`, `height` the original's.
 
     Only pictures whose `pixels` have one shape may go through the model together.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     width: int
     height: int
+
+
+class Reader(Protocol):
+    """A device's own decoder. One thread uses it, beside the one that uses the engine."""
+
+    def read(self, jpegs: Sequence[Jpeg]) -> list[Prepared | None]:
+        """In the order given; None for each that the cores must decode."""
+        ...
 
 
 class Engine(Protocol):
@@ -64,6 +92,11 @@ class Engine(Protocol):
     @property
     def pass_size(self) -> int:
         """How many pictures to put through the model at once; more gains nothing on this device."""
+        ...
+
+    @property
+    def reader(self) -> Reader | None:
+        """None where the cores decode everything."""
         ...
 
     def prepare(self, picture: Picture) -> Prepared:

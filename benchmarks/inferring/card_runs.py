@@ -2,6 +2,7 @@
 
 python -m inferring.card_runs curve ENGINE WEIGHTS DEVICE SIZES PHOTO     ms and VRAM of a batch of each size
 python -m inferring.card_runs decoding PROCESSES THREADS SECONDS PHOTO    images/s that the cores decode and scale
+python -m inferring.card_runs unit DEVICE SECONDS PHOTO                   images/s that its JPEG unit decodes and scales
 python -m inferring.card_runs predict WEIGHTS DEVICE SECONDS PHOTO        images/s of YOLO.predict, one by one
 python -m inferring.card_runs hog DEVICE STEP_MB                          takes a step for each line on stdin
 """
@@ -22,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from aiworker.inference.child.decode import decode
+from aiworker.inference.child.decode import decode, plain_jpeg
 from aiworker.inference.engines.letterbox import prepare
-from aiworker.inference.messages import ChildSpec
+from aiworker.inference.messages import MAX_BATCH, ChildSpec
 
 _REPEATS = 20
 _LEAST_MB = 8
@@ -91,6 +92,24 @@ def _decode_for(what: tuple[int, float, str]) -> float:
         return sum(pool.map(run, range(threads))) / seconds
 
 
+def unit(device: str, seconds: str, photo: str) -> float:
+    """0 where the card has none, or nothing to read from it is installed."""
+    import torch  # noqa: PLC0415
+
+    try:
+        from aiworker.inference.engines.card_reader import CardReader  # noqa: PLC0415
+
+        reader = CardReader(torch.device(device), 640, 32)
+    except (ImportError, RuntimeError):
+        return 0.0
+    image, done = Path(photo).read_bytes(), 0
+    begun = time.monotonic()
+    while (spent := time.monotonic() - begun) < float(seconds):
+        jpegs = [plain_jpeg(image, 10**8) for _ in range(MAX_BATCH)]
+        done += len(reader.read([jpeg for jpeg in jpegs if jpeg]))
+    return done / spent
+
+
 def predict(weights: str, device: str, seconds: str, photo: str) -> float:
     """What users run today."""
     from ultralytics import YOLO  # type: ignore[attr-defined]  # noqa: PLC0415
@@ -123,5 +142,5 @@ def hog(device: str, step_mb: str) -> int:
 
 
 if __name__ == "__main__":
-    what = {"curve": curve, "decoding": decoding, "predict": predict, "hog": hog}[sys.argv[1]]
+    what = {"curve": curve, "decoding": decoding, "unit": unit, "predict": predict, "hog": hog}[sys.argv[1]]
     print(json.dumps(what(*sys.argv[2:])))  # type: ignore[operator]

@@ -22,6 +22,7 @@ class PretendEngine:
     label = "pretend-cuda-fp16"
     names: Mapping[int, str] = {0: "thing"}
     pass_size = 32
+    reader = None
 
     def __init__(self, spec: ChildSpec) -> None:
         self._taken = Path(spec.weights)

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from aiworker.inference.child.decode import decode
 from aiworker.inference.engines.openvino_engine import OpenVinoEngine
 from aiworker.inference.messages import ChildSpec
@@ -20,7 +22,7 @@ def main(weights: str, cache: str, threads: str, seconds: str, precision: str, *
         ChildSpec(weights, device="cpu", threads=int(threads), precision=precision, cache_dir=cache)
     )
     engine.load()
-    batches = [engine.prepare(decode(Path(photo).read_bytes(), 10**8)).pixels[None] for photo in photos]
+    batches = [np.asarray(engine.prepare(decode(Path(photo).read_bytes(), 10**8)).pixels)[None] for photo in photos]
     for batch in batches:
         engine.forward(batch)
     print("ready", flush=True)

@@ -31,6 +31,7 @@ def picture() -> bytes:
 class SleepEngine:
     label = "sleep"
     names: Mapping[int, str] = {0: "thing"}
+    reader = None
 
     def __init__(self, spec: ChildSpec) -> None:
         a, b, cap = spec.weights.split(",")

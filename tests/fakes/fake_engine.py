@@ -40,6 +40,7 @@ def picture(height: int = 20, width: int = 30, colour: str = "olive") -> bytes:
 class FakeEngine:
     label = "fake"
     pass_size = 64
+    reader = None
     names: Mapping[int, str] = {7: "thing"}
 
     def __init__(self, spec: ChildSpec) -> None:

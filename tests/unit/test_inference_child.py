@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import io
 import queue
 import threading
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from fakes.fake_engine import PASS_FAILS, FakeEngine, picture
+from PIL import Image
 
 from aiworker.inference.child.intake import BatchEnd, Intake, Pass, steps_of
 from aiworker.inference.child.serving import answer_pass, failure
-from aiworker.inference.interface import Box, Picture, Prepared
+from aiworker.inference.interface import Box, Jpeg, Picture, Prepared
 from aiworker.inference.messages import (
     ChildSpec,
     DetectBatch,
@@ -177,3 +180,53 @@ def test_the_end_of_the_line_comes_after_what_was_on_it() -> None:
     assert [type(next(steps)), type(next(steps))] == [Pass, BatchEnd]
     with pytest.raises(EOFError):
         next(steps)
+
+
+class _CardReader:
+    """Reads every other of what it is offered."""
+
+    def __init__(self) -> None:
+        self.offered: list[Jpeg] = []
+
+    def read(self, jpegs: Sequence[Jpeg]) -> list[Prepared | None]:
+        self.offered += jpegs
+        return [
+            Prepared(np.zeros((1, 1, 3), np.uint8), jpeg.width, jpeg.height) if place % 2 == 0 else None
+            for place, jpeg in enumerate(jpegs)
+        ]
+
+
+def test_a_card_reads_plain_jpegs_and_the_cores_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, reader, by_cores = FakeEngine(_SPEC), _CardReader(), []
+    engine.reader = reader  # type: ignore[assignment]
+
+    def prepare(picture: Picture) -> Prepared:
+        by_cores.append(picture.height)
+        return Prepared(np.zeros((1, 1, 3), np.uint8), picture.width, picture.height)
+
+    monkeypatch.setattr(engine, "prepare", prepare)
+    answers = _answers(engine, _jpeg(21), picture(22), _jpeg(23), _jpeg(24), b"nothing", _jpeg(200))
+    assert [jpeg.height for jpeg in reader.offered] == [21, 23, 24]
+    assert by_cores == [22, 23]
+    assert [getattr(answers[item], "height", None) for item in range(4)] == [21, 22, 23, 24]
+    assert getattr(answers[4], "code", "") == "image_unreadable"
+    assert getattr(answers[5], "code", "") == "media_too_large"
+
+
+def test_a_card_that_cannot_read_ends_the_child() -> None:
+    class Broken(_CardReader):
+        def read(self, jpegs: Sequence[Jpeg]) -> list[Prepared | None]:
+            raise RuntimeError("the card is gone")
+
+    engine, messages = FakeEngine(_SPEC), queue.Queue[Message]()
+    engine.reader = Broken()  # type: ignore[assignment]
+    messages.put(DetectBatch(1, (1,), (_jpeg(20),)))
+    steps = Intake(messages.get, engine, _SPEC, lambda message: None, lambda item, error: None).steps()
+    with pytest.raises(RuntimeError, match="the card is gone"):
+        next(steps)
+
+
+def _jpeg(height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (100, height), "olive").save(buffer, "JPEG")
+    return buffer.getvalue()

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aiworker.domain.errors import ImageUnreadable, MediaTooLarge
-from aiworker.inference.child.decode import decode
+from aiworker.inference.child.decode import decode, plain_jpeg
 from aiworker.inference.engines.letterbox import prepare, upright
-from aiworker.inference.interface import Picture
+from aiworker.inference.interface import Jpeg, Picture
 
 _LIMIT = 1_000_000
 
@@ -164,3 +164,37 @@ def test_a_damaged_jpeg_is_a_picture_or_unreadable(at: int, damage: bytes) -> No
     jpeg[at : at + len(damage)] = damage
     with suppress(ImageUnreadable, MediaTooLarge):
         assert decode(bytes(jpeg), _LIMIT).pixels.ndim == 3
+
+
+def test_a_plain_jpeg_is_told_by_its_header_and_its_end() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options in ({}, {"subsampling": 0}, {"optimize": True}, {"restart_marker_rows": 1}):
+        image = _saved(_RGB, "JPEG", **options)
+        assert plain_jpeg(image, _LIMIT) == Jpeg(image, 40, 30), options
+    turned = _saved(_RGB, "JPEG", exif=exif)
+    assert plain_jpeg(turned, _LIMIT) == Jpeg(turned, 30, 40, 6)
+
+
+def test_what_is_no_plain_jpeg_is_left_to_the_cores() -> None:
+    whole = _saved(_RGB, "JPEG")
+    for image in (
+        b"",
+        b"\xff\xd8\xff\xd9",
+        whole[:-2],
+        whole + b"\0",
+        _saved(_RGB, "JPEG", progressive=True),
+        _saved(_RGB, "JPEG", keep_rgb=True),
+        _saved(_RGB.convert("CMYK"), "JPEG"),
+        _saved(_RGB.convert("L"), "JPEG"),
+        _saved(_RGB, "MPO", save_all=True, append_images=[_RGB]),
+        _saved(_RGB, "PNG"),
+        _saved(_gradient(40, 15), "JPEG"),
+    ):
+        assert plain_jpeg(image, _LIMIT) is None
+    assert plain_jpeg(whole, 40 * 30 - 1) is None
+
+
+@given(st.binary(max_size=200))
+def test_a_broken_header_is_never_an_error(tail: bytes) -> None:
+    plain_jpeg(b"\xff\xd8" + tail + b"\xff\xd9", _LIMIT)

@@ -153,4 +153,5 @@ def test_cuda_runs_in_fp16_graphs_are_recorded_once_and_tensorrt_runs_its_export
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "the cores decode, not the card" in done.stderr
     assert done.stdout.splitlines() == ["CUDA graphs need a CUDA device", "TensorRT needs a CUDA device"]

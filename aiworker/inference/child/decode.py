@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from aiworker.domain.errors import ImageUnreadable, MediaTooLarge
-from aiworker.inference.interface import Picture
+from aiworker.inference.interface import Jpeg, Picture
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _JPEG = frozenset({"JPEG", "MPO"})
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"})
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _ORIENTATION = 0x0112
+_LEAST_SIDE = 16
+"""Of a JPEG for a card, whose edges are a little different: one block."""
+_START, _END = b"\xff\xd8", b"\xff\xd9"
 _FULL_SCALE_PIXELS = 50_000_000
 """Above it a JPEG is decoded at half its size, so that its pixels take no more than 150 MB."""
 
@@ -46,6 +49,34 @@ def decode(image: bytes, max_pixels: int) -> Picture:
     except Exception as error:  # noqa: BLE001
         # Boundary: decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError and more on damaged files.
         raise ImageUnreadable(type(error).__name__) from None
+
+
+def plain_jpeg(image: bytes, max_pixels: int) -> Jpeg | None:
+    """What a card's JPEG unit may be given. None for anything else, and for what `decode` would refuse."""
+    if image[:2] != _START or image[-2:] != _END:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(image), formats=("JPEG",)) as picture:
+                width, height = picture.size
+                if width * height > min(max_pixels, _FULL_SCALE_PIXELS) or min(width, height) < _LEAST_SIDE:
+                    return None
+                if not _is_plain(picture):
+                    return None
+                orientation = _orientation(picture)
+    except Exception:  # noqa: BLE001
+        # Boundary: as in `decode`, which will say what is wrong with it.
+        return None
+    return Jpeg(image, *((height, width) if orientation > 4 else (width, height)), orientation)
+
+
+def _is_plain(picture: Image.Image) -> bool:
+    """One sequential scan of luma and chroma in bytes; the unit does not make RGB of luma alone."""
+    parts = tuple(each[0] for each in getattr(picture, "layer", ()))
+    is_rgb = parts == (ord("R"), ord("G"), ord("B")) or picture.info.get("adobe_transform") == 0
+    sequential = not (picture.info.get("progressive") or picture.info.get("progression"))
+    return picture.format == "JPEG" and picture.mode == "RGB" and sequential and not is_rgb
 
 
 def _formats_of(image: bytes) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """The child's second thread: it takes batches off the line and decodes them while the model runs on earlier ones.
 
-For a card it has help: one thread decodes hundreds of pictures a second, and the card takes thousands. What comes out
-is in the parent's order. Little is decoded ahead, since a prepared picture is a megabyte and a batch that the parent
-would rather give to another child should still be in its hands.
+For a card it has help, since one thread decodes hundreds of pictures a second and the card takes thousands: from the
+card's own JPEG unit, where it has one, and from more threads. What comes out is in the parent's order. Little is
+decoded ahead, since a prepared picture is a megabyte and a batch that the parent would rather give to another child
+should still be in its hands.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from aiworker.inference.child.decode import decode
-from aiworker.inference.interface import Engine, Prepared
+from aiworker.inference.child.decode import decode, plain_jpeg
+from aiworker.inference.interface import Engine, Prepared, Reader
 from aiworker.inference.messages import ChildSpec, DetectBatch, Message, Progress
 
 _AHEAD = 4
@@ -59,10 +60,15 @@ def steps_of(
             result = error
         return result, time.monotonic() - started
 
-    begun, decode_s, said_at = time.monotonic(), 0.0, -math.inf
+    begun, said_at = time.monotonic(), -math.inf
+    read = _read_by(engine.reader, batch, spec.max_pixels)
+    decode_s = time.monotonic() - begun
+    left = [image for item, image in zip(batch.items, batch.images, strict=True) if item not in read]
     groups: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
     each = helpers.map if helpers else map
-    for item, (prepared, seconds) in zip(batch.items, each(prepared_in, batch.images), strict=True):
+    decoded = iter(each(prepared_in, left))
+    for item in batch.items:
+        prepared, seconds = (read[item], 0.0) if item in read else next(decoded)
         # Of all threads together: where several decode, the parent sends the next batch early rather than late, since
         # its bytes are on their way for as long as the decoding takes.
         decode_s += seconds
@@ -78,6 +84,16 @@ def steps_of(
             yield Pass(groups.pop(prepared.pixels.shape))
     yield from (Pass(group) for group in groups.values())
     yield BatchEnd(batch.batch, begun, decode_s)
+
+
+def _read_by(reader: Reader | None, batch: DetectBatch, max_pixels: int) -> dict[int, Prepared]:
+    """What the device decodes itself, by item."""
+    if reader is None:
+        return {}
+    found = {item: plain_jpeg(image, max_pixels) for item, image in zip(batch.items, batch.images, strict=True)}
+    jpegs = {item: jpeg for item, jpeg in found.items() if jpeg}
+    prepared = zip(jpegs, reader.read(list(jpegs.values())), strict=True)
+    return {item: each for item, each in prepared if each}
 
 
 class Intake:

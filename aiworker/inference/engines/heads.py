@@ -8,9 +8,10 @@ ultralytics' `non_max_suppression` on the whole network, except that nothing her
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,24 +65,40 @@ class RawOutput:
 
 def find_boxes(output: RawOutput, head: Head, shape: tuple[int, int], limits: Limits) -> Floats:
     """(n, 6): x1, y1, x2, y2 in the model's input of (h, w) `shape`, confidence, class; most confident first."""
-    threshold = limits.least_score
-    candidates = np.flatnonzero(output.scores.max(axis=0) > threshold)
+    prototypes = None if output.prototypes is None else output.prototypes[None]
+    alone = np.zeros(output.scores.shape[1], np.intp)
+    (rows,) = find_boxes_of(replace(output, prototypes=prototypes), alone, 1, head, shape, limits)
+    return rows
+
+
+def find_boxes_of(
+    output: RawOutput, pictures: NDArray[np.intp], count: int, head: Head, shape: tuple[int, int], limits: Limits
+) -> list[Floats]:
+    """The same for each of `count` pictures together, which costs less than one by one.
+
+    `pictures` (N), ascending, says whose each anchor of `output` is; its prototypes are (count, masks, h / 4, w / 4).
+    """
+    best = output.scores.max(axis=0)
+    candidates = np.flatnonzero(best > limits.least_score)
     if head.end_to_end:
-        anchors, kinds = _best_pairs(output.scores, candidates, threshold, limits.max_detections)
-        corners = _corners(output, anchors, head, shape)
+        anchors, kinds = _best_pairs(output.scores, candidates, pictures, count, limits)
     else:
-        kinds = output.scores[:, candidates].argmax(axis=0)
-        order = np.argsort(-output.scores[kinds, candidates], kind="stable")[:_MOST_CANDIDATES]
-        anchors, kinds = candidates[order], kinds[order]
-        corners = _corners(output, anchors, head, shape)
-        apart = corners + kinds[:, None].astype(np.float32) * _CLASS_GAP
-        kept = suppress(apart, limits.iou)[: limits.max_detections]
-        anchors, kinds, corners = anchors[kept], kinds[kept], corners[kept]
+        anchors = candidates[np.lexsort((-best[candidates], pictures[candidates]))]
+        kinds = output.scores[:, anchors].argmax(axis=0)
+    corners = _corners(output, anchors, head, shape)
     confidences = 1 / (1 + np.exp(-output.scores[kinds, anchors]))
     rows: Floats = np.column_stack((corners, confidences, kinds)).astype(np.float32)
-    if output.coefficients is None or output.prototypes is None:
-        return rows
-    return rows[visible(output.coefficients[:, anchors], output.prototypes, corners, shape)]
+    apart = corners + kinds[:, None].astype(np.float32) * _CLASS_GAP
+    found = []
+    for picture, (begin, end) in enumerate(itertools.pairwise(np.searchsorted(pictures[anchors], range(count + 1)))):
+        kept = np.arange(begin, end)[:_MOST_CANDIDATES]
+        if not head.end_to_end:
+            kept = kept[suppress(apart[kept], limits.iou)[: limits.max_detections]]
+        if output.coefficients is not None and output.prototypes is not None:
+            masks = output.coefficients[:, anchors[kept]]
+            kept = kept[visible(masks, output.prototypes[picture], corners[kept], shape)]
+        found.append(rows[kept])
+    return found
 
 
 def suppress(corners: Floats, limit: float) -> NDArray[np.intp]:
@@ -92,22 +109,30 @@ def suppress(corners: Floats, limit: float) -> NDArray[np.intp]:
     while left.size:
         first, left = left[0], left[1:]
         kept.append(first)
+        if not left.size:
+            break
         width = np.minimum(x2[first], x2[left]) - np.maximum(x1[first], x1[left])
         height = np.minimum(y2[first], y2[left]) - np.maximum(y1[first], y1[left])
-        shared = width.clip(min=0) * height.clip(min=0)
+        shared = np.maximum(width, 0) * np.maximum(height, 0)
         left = left[shared / (areas[first] + areas[left] - shared) <= limit]
     return np.array(kept, np.intp)
 
 
 def _best_pairs(
-    scores: Floats, candidates: NDArray[np.intp], threshold: float, most: int
+    scores: Floats, candidates: NDArray[np.intp], pictures: NDArray[np.intp], count: int, limits: Limits
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Anchors and classes of the highest scores; one anchor may stand for several classes, as in ultralytics' top-k."""
-    best = scores[:, candidates].max(axis=0)
-    candidates = candidates[np.argsort(-best, kind="stable")[:most]]
-    kinds, places = np.nonzero(scores[:, candidates] > threshold)
-    order = np.argsort(-scores[kinds, candidates[places]], kind="stable")[:most]
-    return candidates[places[order]], kinds[order]
+    """Anchors and classes of each picture's highest scores; one anchor may stand for several classes, as in
+    ultralytics' top-k.
+    """
+    anchors, classes = [], []
+    for each in np.split(candidates, np.searchsorted(pictures[candidates], range(1, count))):
+        best = scores[:, each].max(axis=0)
+        own = each[np.argsort(-best, kind="stable")[: limits.max_detections]]
+        kinds, places = np.nonzero(scores[:, own] > limits.least_score)
+        order = np.argsort(-scores[kinds, own[places]], kind="stable")[: limits.max_detections]
+        anchors.append(own[places[order]])
+        classes.append(kinds[order])
+    return np.concatenate(anchors), np.concatenate(classes)
 
 
 def _corners(output: RawOutput, anchors: NDArray[np.intp], head: Head, shape: tuple[int, int]) -> Floats:

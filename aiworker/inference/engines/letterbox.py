@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from aiworker.inference.interface import Box, Picture, Prepared
 
-_GREY = 114
+GREY = 114
 Empty = Callable[[tuple[int, ...], type[np.uint8]], NDArray[np.uint8]]
 """An array of a shape and a type, whatever is in it."""
 # A child has as many threads as it was given, and they belong to its engine.
@@ -49,7 +49,7 @@ def prepare(picture: Picture, size: int, stride: int, empty: Empty = np.empty) -
     """What the picture gives at full size, whatever scale it was decoded at, in memory that `empty` gives."""
     place = fit(picture.width, picture.height, size, stride)
     canvas = empty((*place.shape, 3), np.uint8)
-    canvas.fill(_GREY)
+    canvas.fill(GREY)
     inside = canvas[place.top : place.top + place.height, place.left : place.left + place.width]
     stored = (place.width, place.height) if picture.orientation <= 4 else (place.height, place.width)
     if picture.orientation == 1 and picture.pixels.shape[1::-1] != stored:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import openvino
@@ -66,6 +66,10 @@ class OpenVinoEngine:
         return 1
 
     @property
+    def reader(self) -> None:
+        """A CPU has none."""
+
+    @property
     def names(self) -> Mapping[int, str]:
         return self._loaded().head.names
 
@@ -74,7 +78,7 @@ class OpenVinoEngine:
 
     def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
         head = self._loaded().head
-        batch = np.stack([image.pixels for image in images])
+        batch = np.stack([cast("NDArray[np.uint8]", image.pixels) for image in images])
         outputs = self.forward(batch)
         shape = (batch.shape[1], batch.shape[2])
         return [

@@ -8,13 +8,13 @@ See docs/adr/003-engines-without-torchvision.md.
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import nms
 
 from aiworker.inference.engines.exports import ensure_export
-from aiworker.inference.engines.heads import Floats, Head, Limits, RawOutput, find_boxes, visible
+from aiworker.inference.engines.heads import Floats, Head, Limits, RawOutput, find_boxes_of, visible
 from aiworker.inference.engines.letterbox import boxes_of, prepare
-from aiworker.inference.interface import Box, Picture, Prepared
+from aiworker.inference.interface import Box, Picture, Pixels, Prepared, Reader
 from aiworker.inference.messages import MAX_BATCH, ChildSpec
 
 _TASKS = ("detect", "segment")
@@ -49,6 +49,7 @@ class TorchEngine:
         self._limits = Limits(spec.confidence, spec.iou, spec.max_detections)
         self._model: AutoBackend | None = None
         self._head: Head | None = None
+        self._reader: Reader | None = None
 
     def load(self) -> None:
         """Raises FileNotFoundError, and what ultralytics raises for a file that is no checkpoint."""
@@ -56,6 +57,8 @@ class TorchEngine:
         self._model = _checkpoint(self._spec.weights, self._device, fp16=cuda, channels_last=True if cuda else None)
         self._head = _head_of(self._model.backend)
         self._network = RawNetwork(self._model.backend.model)
+        if cuda:
+            self._reader = _card_reader(self._device, self._spec.image_size, max(self._head.strides))
         # Loading may change it, so this comes last.
         torch.set_num_threads(self._spec.threads)
 
@@ -65,12 +68,21 @@ class TorchEngine:
 
     @property
     def label(self) -> str:
-        return f"torch-{self._device.type}-{'fp16' if self._device.type == 'cuda' else 'fp32'}"
+        return f"torch-{self._device.type}-{'fp16' if self._device.type == 'cuda' else 'fp32'}{self._reading}"
 
     @property
     def pass_size(self) -> int:
         """On a CPU the time per picture is the same for 1 to 8, but memory and the wait for the first answer grow."""
         return MAX_BATCH if self._device.type == "cuda" else 2
+
+    @property
+    def reader(self) -> Reader | None:
+        """The card's JPEG unit, where it has one and what reads from it is installed."""
+        return self._reader
+
+    @property
+    def _reading(self) -> str:
+        return "-jpeg" if self._reader else ""
 
     @property
     def names(self) -> Mapping[int, str]:
@@ -82,12 +94,19 @@ class TorchEngine:
 
     def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
         with torch.inference_mode():
-            batch = torch.empty((len(images), *images[0].pixels.shape), dtype=torch.uint8, device=self._device)
-            for place, image in zip(batch, images, strict=True):
-                place.copy_(torch.from_numpy(image.pixels), non_blocking=True)
+            batch = self._together([image.pixels for image in images])
             shape = (batch.shape[1], batch.shape[2])
             rows = self._rows(batch, shape)
         return [boxes_of(each, shape, image) for each, image in zip(rows, images, strict=True)]
+
+    def _together(self, pictures: Sequence[Pixels]) -> torch.Tensor:
+        """(pictures, h, w, 3) on the device, wherever each of them is now."""
+        if all(isinstance(each, torch.Tensor) for each in pictures):
+            return torch.stack(cast("list[torch.Tensor]", pictures))
+        batch = torch.empty((len(pictures), *pictures[0].shape), dtype=torch.uint8, device=self._device)
+        for place, each in zip(batch, pictures, strict=True):
+            place.copy_(torch.as_tensor(each), non_blocking=True)
+        return batch
 
     def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The bare network on (pictures, h, w, 3) uint8: what `RawOutput` describes."""
@@ -95,12 +114,9 @@ class TorchEngine:
         return outputs
 
     def _rows(self, batch: torch.Tensor, shape: tuple[int, int]) -> list[Floats]:
-        """What `find_boxes` gives for each picture of `shape`."""
-        head = self._loaded(self._head)
-        return [
-            find_boxes(output, head, shape, self._limits)
-            for output in _candidates(self.forward(batch), self._limits.least_score)
-        ]
+        """What `find_boxes_of` gives for the pictures of `shape`."""
+        output, pictures = _candidates(self.forward(batch), self._limits.least_score)
+        return find_boxes_of(output, pictures, len(batch), self._loaded(self._head), shape, self._limits)
 
     def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
         # On a card the view is what the network's memory format is: channels last.
@@ -114,21 +130,28 @@ class TorchEngine:
         return part
 
 
-def _candidates(outputs: tuple[torch.Tensor, ...], least_score: float) -> list[RawOutput]:
-    """What the network says of each picture's anchors whose best score is above `least_score`, in one transfer."""
+def _candidates(outputs: tuple[torch.Tensor, ...], least_score: float) -> tuple[RawOutput, NDArray[np.intp]]:
+    """What the network says of anchors whose best score is above `least_score`, in one transfer, and whose each is."""
     parts = outputs[:3]
     picture, anchor = (outputs[1].amax(1).float() > least_score).nonzero(as_tuple=True)
     columns = [picture[:, None], anchor[:, None], *(part[picture, :, anchor] for part in parts)]
     table = torch.cat([column.float() for column in columns], 1).cpu().numpy()
-    bounds = np.searchsorted(table[:, 0], np.arange(len(outputs[0]) + 1))
-    splits = np.cumsum([2, *(part.shape[1] for part in parts)])[:-1]
+    splits = np.cumsum([1, 1, *(part.shape[1] for part in parts)])[:-1]
+    (pictures,), (anchors,), sides, scores, *coefficients = np.split(table.T, splits)
     prototypes = outputs[3].float().cpu().numpy() if len(outputs) > 3 and len(table) else None
-    found = []
-    for index, (begin, end) in enumerate(itertools.pairwise(bounds)):
-        places, sides, scores, *coefficients = np.split(table[begin:end].T, splits)
-        masks = None if prototypes is None else prototypes[index]
-        found.append(RawOutput(sides, scores, next(iter(coefficients), None), masks, places[1].astype(np.intp)))
-    return found
+    output = RawOutput(sides, scores, next(iter(coefficients), None), prototypes, anchors.astype(np.intp))
+    return output, pictures.astype(np.intp)
+
+
+def _card_reader(device: torch.device, size: int, stride: int) -> Reader | None:
+    """None where the cores must decode, with the reason on stderr."""
+    try:
+        from aiworker.inference.engines.card_reader import CardReader  # noqa: PLC0415
+
+        return CardReader(device, size, stride)
+    except (ImportError, OSError, RuntimeError) as error:
+        print(f"the cores decode, not the card: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        return None
 
 
 def _pinned(shape: tuple[int, ...], kind: type[np.uint8]) -> NDArray[np.uint8]:
@@ -151,7 +174,7 @@ class GraphedTorchEngine(TorchEngine):
 
     @property
     def label(self) -> str:
-        return "torch-graph-cuda-fp16"
+        return f"torch-graph-cuda-fp16{self._reading}"
 
     def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Valid until the next call."""
@@ -216,7 +239,7 @@ class TensorRtEngine(TorchEngine):
 
     @property
     def label(self) -> str:
-        return "tensorrt-cuda-fp16"
+        return f"tensorrt-cuda-fp16{self._reading}"
 
     @property
     def pass_size(self) -> int:
@@ -227,6 +250,7 @@ class TensorRtEngine(TorchEngine):
         export = ensure_export(self._spec.weights, "tensorrt", self._spec.cache_dir)
         self._head = export.head
         self._model = AutoBackend(str(export.folder / _TENSORRT), device=self._device, fp16=True, verbose=False)
+        self._reader = _card_reader(self._device, self._spec.image_size, max(self._head.strides))
 
     def _rows(self, batch: torch.Tensor, shape: tuple[int, int]) -> list[Floats]:
         """The export ends with boxes, so that their suppression is ultralytics' too."""
