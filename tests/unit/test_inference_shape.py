@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_an_extended_webp_is_read_too() -> None:
 def test_no_bytes_make_it_fail(tail: bytes) -> None:
     for head in (b"", b"\xff\xd8\xff\xe1", b"\xff\xd8\xff\xc0", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBPVP8X"):
         letterboxed(head + tail, 640)
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\xff\xd0", b"\xff\xe1\x00\x0eExif\0\0MM\0\0\0\0"])
+def test_a_header_without_an_end_holds_the_loop_up_for_no_time(filling: bytes) -> None:
+    image = b"\xff\xd8" + filling * (12_000_000 // len(filling))
+    begun = time.process_time()
+    assert picture_size(image) is None
+    assert time.process_time() - begun < 0.1
+
+
+def test_many_markers_before_the_frame_are_passed_over() -> None:
+    whole = _picture(*_JPEG)
+    profile = b"\xff\xe2\x00\x10" + bytes(14)
+    assert picture_size(whole[:2] + 255 * profile + whole[2:]) == (300, 200)
 
 
 @given(st.data())

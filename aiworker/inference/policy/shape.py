@@ -14,6 +14,8 @@ _STRIDE = 32
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
 _EXIF_BYTES = 4096
+_MOST_MARKERS = 512
+"""Before the frame of a JPEG: twice what a colour profile needs, and a millisecond in the parent's loop at most."""
 _ORIENTATION = 0x0112
 _TURNED = frozenset({5, 6, 7, 8})
 
@@ -49,8 +51,10 @@ def picture_size(image: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg(image: bytes) -> tuple[int, int] | None:
-    at, turned = 2, False
-    while at + 4 <= len(image) and image[at] == 0xFF:
+    at, turned = 2, None
+    for _ in range(_MOST_MARKERS):
+        if at + 4 > len(image) or image[at] != 0xFF:
+            break
         marker = image[at + 1]
         if marker == 0xFF:
             at += 1
@@ -61,7 +65,7 @@ def _jpeg(image: bytes) -> tuple[int, int] | None:
             return (height, width) if turned else (width, height)
         else:
             (length,) = struct.unpack_from(">H", image, at + 2)
-            if marker == 0xE1 and image[at + 4 : at + 10] == b"Exif\0\0":
+            if turned is None and marker == 0xE1 and image[at + 4 : at + 10] == b"Exif\0\0":
                 turned = _orientation(image[at + 10 : at + 10 + min(length, _EXIF_BYTES)]) in _TURNED
             at += 2 + length
     return None
