@@ -358,6 +358,23 @@ async def test_weights_are_reloaded_under_load_without_losing_a_request() -> Non
         await pool.stop()
 
 
+async def test_weights_of_the_same_name_that_find_other_things_are_not_blind(tmp_path: Path) -> None:
+    weights = tmp_path / "food.pt"
+    weights.write_text("7")
+    spec = ChildSpec(weights=str(weights), engine="fakes.fake_engine:EditionEngine")
+    pool = InferencePool([spec] * 2, PoolRules(lane=_QUICK, canary=picture(30)))
+    await pool.start()
+    try:
+        await asyncio.wait_for(pool.wait_ready(), _LONG)
+        assert (await _detect(pool)).items[0].class_id == 7
+        weights.write_text("8")
+        await asyncio.wait_for(pool.reload(str(weights)), _LONG)
+        assert {answer.items[0].class_id for answer in await asyncio.gather(*(_detect(pool) for _ in range(8)))} == {8}
+        assert {entry["last_error"] for entry in pool.snapshot()} == {None}
+    finally:
+        await pool.stop()
+
+
 async def test_models_share_memory_and_the_one_unused_longest_makes_room() -> None:
     async def make(name: str) -> InferencePool:
         return InferencePool([_model(name)], PoolRules(lane=_QUICK))

@@ -162,7 +162,7 @@ class Driver:
                 return False
 
     def _detected(self, lane: Lane, result: ItemDetected, now: float) -> bool:
-        if result.item == _CANARY and not self._canary.sees(lane.spec.weights, result.boxes):
+        if result.item == _CANARY and not self._canary.sees(lane.edition, result.boxes):
             lane.condemn("blind: it does not find what is on the canary picture")
             return True
         lane.answered()

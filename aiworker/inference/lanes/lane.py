@@ -44,12 +44,13 @@ class LaneEvents(Protocol):
 
 
 class Lane:
-    """`run()` for as long as the lane should live."""
+    """`run()` for as long as the lane should live. `edition` names the weights as they were when this life began."""
 
     def __init__(self, index: int, spec: ChildSpec, policy: LanePolicy, events: LaneEvents) -> None:
         self.index = index
         self.spec = spec
         self.model = Path(spec.weights).stem
+        self.edition = spec.weights
         self.state = LaneState.STARTING
         self.last_error: str | None = None
         self.ready: Ready | None = None
@@ -126,6 +127,7 @@ class Lane:
         if not self._backoff.gave_up:
             self.state = LaneState.STARTING
         self._verdict = verdict = asyncio.get_running_loop().create_future()
+        self.edition = _edition_of(self.spec.weights)
         child = await ChildProcess.spawn(self.spec, self._hear)
         self._child, self._watch = child, Watch(self._policy.patience, time.monotonic())
         try:
@@ -186,3 +188,12 @@ class Lane:
         self.state = LaneState.FAILED if self._backoff.gave_up else LaneState.DEAD
         self._events.lane_lost(self)
         return delay
+
+
+def _edition_of(weights: str) -> str:
+    """Another one when the file has been replaced by one of the same name."""
+    try:
+        now = Path(weights).stat()
+    except (OSError, ValueError):
+        return weights
+    return f"{weights} {now.st_ino} {now.st_mtime_ns} {now.st_size}"
