@@ -82,6 +82,8 @@ def test_a_new_machine_overrules_what_was_kept() -> None:
         [{"engine": "e", "shape": None, "sums": [1, 1], "deviation": 0}],
         [{"engine": "e", "shape": None, "sums": [1, 1, 1, -1, 1], "deviation": 0}],
         [{"engine": "e", "shape": None, "sums": ["x"] * 5, "deviation": 0}],
+        [{"engine": "e", "shape": None, "sums": [1, 0, 0, 1, 0], "deviation": 0}],
+        [{"engine": "e", "shape": None, "sums": [1, 1, 1, 1, 1], "deviation": "inf"}],
     ],
 )
 def test_a_damaged_book_is_learned_again(damaged: object) -> None:

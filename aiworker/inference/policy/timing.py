@@ -63,10 +63,13 @@ class ServiceTime:
     def load(cls, dumped: Mapping[str, Any]) -> ServiceTime:
         """Remembers the line but little of its weight: the machine may have changed. Raises ValueError, KeyError."""
         weight, *rest = (float(value) for value in dumped["sums"])
-        if len(rest) != 4 or not 0 < weight < 1e6 or not all(0 <= value < 1e12 for value in rest):
+        deviation = float(dumped["deviation"])
+        if len(rest) != 4 or not 0 < weight < 1e6 or not all(0 <= value < 1e12 for value in (*rest, deviation)):
             raise ValueError("no service time")
+        if rest[0] < 0.99 * weight:
+            raise ValueError("a batch has at least one picture")
         scale = min(1.0, _RESTORED_WEIGHT / weight)
-        return cls((weight * scale, *(value * scale for value in rest)), max(0.0, float(dumped["deviation"])))
+        return cls((weight * scale, *(value * scale for value in rest)), deviation)
 
     def _solve(self) -> None:
         if not self.known:
