@@ -324,6 +324,19 @@ async def test_admission_pauses_while_memory_is_short_and_resumes() -> None:
         assert pool.admitting
 
 
+async def test_children_that_grew_within_their_limits_do_not_keep_admission_paused() -> None:
+    own_mb = psutil.Process().memory_info().rss / 2**20
+    async with _pool(processes=2) as pool:
+        await _until(lambda: _all_ready(pool))
+        # Room for half of what is about to grow.
+        pool._caretaker._care = care = Care(CareRules(budget_mb=own_mb + pool.memory_mb + 50, high=1.0, low=1.0))
+        await _detect(pool, GROWS)
+        await _until(lambda: care.paused)
+        assert (await _detect(pool)).height == 20
+        assert pool.admitting
+        assert [entry["last_error"] for entry in pool.snapshot()].count("recycled: memory is short") == 1
+
+
 def _model(weights: str) -> ChildSpec:
     return ChildSpec(weights=weights, engine="fakes.fake_engine:ModelEngine")
 
@@ -365,7 +378,7 @@ async def test_weights_of_the_same_name_that_find_other_things_are_not_blind(tmp
     pool = InferencePool([spec] * 2, PoolRules(lane=_QUICK, canary=picture(30)))
     await pool.start()
     try:
-        await asyncio.wait_for(pool.wait_ready(), _LONG)
+        await _until(lambda: _all_ready(pool))
         assert (await _detect(pool)).items[0].class_id == 7
         weights.write_text("8")
         await asyncio.wait_for(pool.reload(str(weights)), _LONG)

@@ -56,6 +56,18 @@ def test_the_one_that_grew_most_goes_first_and_alone() -> None:
     assert _needs(Condition(1, 420.0, 200.0), Condition(2, 450.0, 200.0)) == [(2, Need.RECYCLE)]
 
 
+def test_while_admission_pauses_an_idle_child_that_grew_ends_before_its_successor_starts() -> None:
+    care = Care(_RULES)
+    care.admit(950)
+    grown, fresh = Condition(1, 390.0, 300.0), Condition(2, 320.0, 300.0)
+    assert care.needs([grown, fresh], quiet=True, replacing=False) == [(1, Need.RESTART)]
+    assert care.needs([grown, fresh], quiet=False, replacing=False) == []
+    assert care.needs([grown, Condition(2, 320.0, 300.0, busy=True)], quiet=True, replacing=False) == []
+    assert care.needs([fresh], quiet=True, replacing=False) == [], "it has nothing to give back"
+    care.admit(790)
+    assert care.needs([grown, fresh], quiet=True, replacing=False) == []
+
+
 def test_eyes_are_tested_at_intervals() -> None:
     assert _needs(Condition(1, 200.0, 200.0, busy=True, seen_s=60.0), Condition(2, 200.0, 200.0, seen_s=59.0)) == [
         (1, Need.CANARY)

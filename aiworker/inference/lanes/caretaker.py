@@ -16,6 +16,7 @@ from aiworker.inference.lanes.reports import Reports
 from aiworker.inference.lanes.watch import look_at
 from aiworker.inference.messages import Ping
 from aiworker.inference.policy.care import Care, CareRules, Condition, Need
+from aiworker.inference.policy.supervision import LaneState
 from aiworker.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -70,10 +71,14 @@ class Caretaker:
         self._admit()
         lanes = {lane.index: lane for lane in self._fleet.lanes}
         serving = [self._condition(lane, now) for lane in lanes.values() if self._driver.scheduler.load(lane.index)]
-        quiet = not self._driver.scheduler.waiting
+        coming = any(lane.state in (LaneState.STARTING, LaneState.DEAD) for lane in lanes.values())
+        quiet = not (self._driver.scheduler.waiting or coming)
         for index, need in self._care.needs(serving, quiet=quiet, replacing=self._fleet.replacing):
             if need is Need.CANARY:
                 self._driver.test_eyes(lanes[index])
+            elif need is Need.RESTART:
+                self._reports.recycled()
+                lanes[index].condemn("recycled: memory is short")
             else:
                 self._recycle(lanes[index])
 

@@ -185,6 +185,7 @@ class Lane:
         _log.warning("inference child gone", lane=self.index, reason=reason, restart_in_s=delay)
         self.last_error = reason
         self.ready = None
+        self.rss_mb = 0.0
         self.state = LaneState.FAILED if self._backoff.gave_up else LaneState.DEAD
         self._events.lane_lost(self)
         return delay

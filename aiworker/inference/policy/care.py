@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+_WORTH_MB = 32.0
+"""A child that grew by less gives nothing back."""
+
 
 @dataclass(frozen=True, slots=True)
 class CareRules:
@@ -41,6 +44,7 @@ class Condition:
 
 class Need(StrEnum):
     RECYCLE = "recycle"
+    RESTART = "restart"
     CANARY = "canary"
 
 
@@ -59,10 +63,12 @@ class Care:
         return changed
 
     def needs(self, children: Sequence[Condition], *, quiet: bool, replacing: bool) -> list[tuple[int, Need]]:
-        """What to do for which lane. `quiet` says that nothing waits, `replacing` that a spare is being warmed already.
+        """What to do for which lane. `quiet` says that nothing waits and no child is on its way, `replacing` that a
+        spare is being warmed already.
 
         The child that grew most is recycled first, one at a time, when it is idle and nothing waits, or in any case
-        when it is far over its limit.
+        when it is far over its limit. While admission pauses there is no memory for a spare, and nothing else would
+        give any back: an idle child that grew ends first and starts again then.
         """
         needs = [(child.lane, Need.CANARY) for child in children if child.seen_s >= self._rules.canary_s]
         if not replacing:
@@ -74,4 +80,8 @@ class Care:
             ]
             if due:
                 needs.append((max(due)[1], Need.RECYCLE))
+            elif self.paused and quiet and not any(child.busy for child in children):
+                grown = max(((child.rss_mb - child.fresh_mb, child.lane) for child in children), default=(0.0, 0))
+                if grown[0] >= _WORTH_MB:
+                    needs.append((grown[1], Need.RESTART))
         return needs
