@@ -44,7 +44,7 @@ async def measure(options: argparse.Namespace, sections: list[str], console: Con
     if "decoding" in sections:
         bars += decoding.measure(ROOT / "aiworker" / "cli" / "data" / "fruits.jpg", 3 if options.quick else 9)
     if "neighbour" in sections:
-        bars += await neighbour.measure(options.model, quick=options.quick, console=console)
+        bars += await neighbour.apart(options.model, quick=options.quick)
     if "scheduling" in sections:
         bars += await scheduling.measure(quick=options.quick, only="", console=console)
     return bars

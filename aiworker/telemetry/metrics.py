@@ -11,7 +11,7 @@ from importlib.metadata import version
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from aiworker.telemetry.timings import Timings
+from aiworker.telemetry.tally import Tally
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 60, 120)
 
@@ -26,11 +26,11 @@ class Metrics:
         r = self.registry
         self.jobs = Counter("aiworker_jobs", "Attempts that ended, by how", ["type", "outcome"], registry=r)
         self.errors = Counter("aiworker_errors", "Attempts that ended in an error", ["type", "code"], registry=r)
-        self.job_seconds = Timings("aiworker_job_seconds", "Claim to outcome", ["type"], bounds=_SECONDS, registry=r)
-        self.pickup_seconds = Timings(
+        self.job_seconds = Tally("aiworker_job_seconds", "Claim to outcome", ["type"], bounds=_SECONDS, registry=r)
+        self.pickup_seconds = Tally(
             "aiworker_pickup_seconds", "Enqueued (or due) to claimed", ["type"], bounds=_SECONDS, registry=r
         )
-        self.stage_seconds = Timings(
+        self.stage_seconds = Tally(
             "aiworker_stage_seconds", "Time in one stage", ["type", "stage"], bounds=_SECONDS, registry=r
         )
         self.degraded = Counter("aiworker_degraded_results", "Answered by rule", ["type"], registry=r)
@@ -46,25 +46,27 @@ class Metrics:
         self.cache_lookups = Counter(
             "aiworker_cache_lookups", "Enqueued with a result to share, or not", ["type", "result"], registry=r
         )
-        self.batch_size = Histogram(
-            "aiworker_inference_batch_size", "Images in a batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=r
+        self.batch_size = Tally(
+            "aiworker_inference_batch_size", "Images in a batch", [], bounds=(1, 2, 4, 8, 16, 32, 64), registry=r
         )
-        self.batch_seconds = Histogram(
-            "aiworker_inference_batch_seconds", "Batch sent to answered", buckets=_SECONDS, registry=r
+        self.batch_seconds = Tally(
+            "aiworker_inference_batch_seconds", "Batch sent to answered", [], bounds=_SECONDS, registry=r
         )
         self.batch_released = Counter(
             "aiworker_inference_batches_released", "Batches, by what set their size", ["reason"], registry=r
         )
-        self.batch_prediction = Histogram(
+        self.batch_prediction = Tally(
             "aiworker_inference_batch_time_ratio",
             "Seconds that a batch took, to those predicted",
-            buckets=(0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2, 4, 8),
+            [],
+            bounds=(0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2, 4, 8),
             registry=r,
         )
-        self.batch_slack = Histogram(
+        self.batch_slack = Tally(
             "aiworker_inference_slack_seconds",
             "What the most urgent picture of a batch had left at dispatch, by the prediction; none is 0",
-            buckets=(0, *_SECONDS),
+            [],
+            bounds=(0, *_SECONDS),
             registry=r,
         )
         self.taken_out = Counter(

@@ -11,6 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ from inferring.load import offer
 _RATE = 3.0
 _SLO_S = 15.0
 _EAT = "while True: pass"
-_PHOTO = Path(__file__).parents[2] / "aiworker" / "cli" / "data" / "fruits.jpg"
+_ROOT = Path(__file__).parents[2]
+_PHOTO = _ROOT / "aiworker" / "cli" / "data" / "fruits.jpg"
 
 
 @contextmanager
@@ -63,9 +65,26 @@ async def idle_share(pool: InferencePool, seconds: float) -> float:
     return (sum(sum(process.cpu_times()[:2]) for process in processes) - before) / (time.monotonic() - begun)
 
 
+async def apart(model: str, *, quick: bool) -> list[Bar]:
+    """The same in a process of its own, whose memory is nobody else's."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        model = str(Path(model).resolve()) if Path(model).is_file() else model
+        command = [sys.executable, "-m", "inferring.neighbour", "--model", model, "--json", file.name]
+        process = await asyncio.create_subprocess_exec(
+            *command, *(["--quick"] if quick else []), cwd=_ROOT / "benchmarks", stdout=asyncio.subprocess.DEVNULL
+        )
+        if await process.wait():
+            sys.exit("inferring.neighbour failed")
+        found = json.loads(Path(file.name).read_text())
+    return [Bar(**{name: value for name, value in each.items() if name != "met"}) for each in found]
+
+
 async def measure(model: str, *, quick: bool, console: Console) -> list[Bar]:
     seconds, rounds = (8.0, 1) if quick else (20.0, 3)
-    pool = (await vision_of(load_settings(yolo_model=model), Metrics(), on_ollama_unloaded=lambda: None)).main
+    settings = load_settings(yolo_model=model)
+    # A path within the project, wherever this was started.
+    settings = settings.model_copy(update={"models_dir": _ROOT / settings.models_dir})
+    pool = (await vision_of(settings, Metrics(), on_ollama_unloaded=lambda: None)).main
     await pool.start()
     try:
         await pool.wait_ready()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import queue
+import socket
 import threading
 from collections.abc import Sequence
 
@@ -10,8 +12,9 @@ import pytest
 from fakes.fake_engine import PASS_FAILS, FakeEngine, picture
 from PIL import Image
 
+from aiworker.inference.child import intake
 from aiworker.inference.child.intake import BatchEnd, Intake, Pass, steps_of
-from aiworker.inference.child.serving import answer_pass, failure
+from aiworker.inference.child.serving import Voice, answer_pass, failure
 from aiworker.inference.interface import Box, Jpeg, Picture, Prepared
 from aiworker.inference.messages import (
     ChildSpec,
@@ -22,6 +25,7 @@ from aiworker.inference.messages import (
     OutOfMemory,
     Ping,
     Progress,
+    encode,
 )
 
 _SPEC = ChildSpec(weights="none", max_pixels=10_000)
@@ -50,7 +54,7 @@ def _answer(engine: FakeEngine, batch: DetectBatch, said: list[Message]) -> None
     assert isinstance(end, BatchEnd)
     for each in passes:
         assert isinstance(each, Pass)
-        answer_pass(engine, each.group, said.append)
+        answer_pass(engine, each.group, said.append, said.append)
 
 
 def _answers(engine: FakeEngine, *images: bytes) -> dict[int, ItemDetected | ItemFailed]:
@@ -155,14 +159,20 @@ def test_several_threads_decode_for_a_card_and_the_order_stays() -> None:
 
 def test_the_next_batch_is_decoded_while_the_model_runs() -> None:
     line: queue.Queue[Message] = queue.Queue()
-    decoded: queue.Queue[Message] = queue.Queue()
-    steps = Intake(line.get, FakeEngine(_SPEC), _SPEC, decoded.put, lambda item, error: None).steps()
-    line.put(DetectBatch(1, (0,), (picture(),)))
+    decoded: queue.Queue[int] = queue.Queue()
+
+    class Decoding(FakeEngine):
+        def prepare(self, picture: Picture) -> Prepared:
+            decoded.put(picture.height)
+            return super().prepare(picture)
+
+    steps = Intake(line.get, Decoding(_SPEC), _SPEC, lambda message: None, lambda item, error: None).steps()
+    line.put(DetectBatch(1, (0,), (picture(20),)))
     assert isinstance(next(steps), Pass)
-    assert decoded.get(timeout=10) == Progress()
+    assert decoded.get(timeout=10) == 20
     # The first batch is in the model now: nobody asks for the next step.
-    line.put(DetectBatch(2, (1,), (picture(),)))
-    assert decoded.get(timeout=10) == Progress()
+    line.put(DetectBatch(2, (1,), (picture(21),)))
+    assert decoded.get(timeout=10) == 21
     line.put(Ping(3))
     kinds = [type(next(steps)) for _ in range(4)]
     assert kinds == [BatchEnd, Pass, BatchEnd, Ping], "in the order they came in"
@@ -180,6 +190,35 @@ def test_the_end_of_the_line_comes_after_what_was_on_it() -> None:
     assert [type(next(steps)), type(next(steps))] == [Pass, BatchEnd]
     with pytest.raises(EOFError):
         next(steps)
+
+
+def test_answers_are_said_with_what_comes_next() -> None:
+    ours, childs = socket.socketpair()
+    with ours, childs:
+        ours.setblocking(False)
+        voice = Voice(childs)
+        voice.keep(ItemFailed(1, "x", ""))
+        with pytest.raises(BlockingIOError):
+            ours.recv(1)
+        voice.say(Ping(7))
+        first, second = encode(ItemFailed(1, "x", "")), encode(Ping(7))
+        assert ours.recv(1 << 16) == b"".join([*first, *second])
+        voice.release()
+        with pytest.raises(BlockingIOError):
+            ours.recv(1)
+        voice.keep(Ping(8))
+        voice.release()
+        assert ours.recv(1 << 16) == b"".join(encode(Ping(8)))
+
+
+def test_a_slow_decoder_says_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0.0, 0.03)
+    monkeypatch.setattr(intake.time, "monotonic", lambda: next(clock))
+    said: list[Message] = []
+    _answer(FakeEngine(_SPEC), DetectBatch(1, tuple(range(9)), (picture(),) * 9), said)
+    kinds = [type(each) for each in said]
+    assert kinds.count(ItemDetected) == 9
+    assert 2 <= kinds.count(Progress) <= 5
 
 
 class _CardReader:

@@ -19,7 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from aiworker.domain.errors import ProviderMisconfigured
 from aiworker.telemetry.logs import configure_logging, current_job, get_logger
 from aiworker.telemetry.metrics import Metrics
-from aiworker.telemetry.timings import Timings
+from aiworker.telemetry.tally import Tally
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_metrics_are_valid_openmetrics() -> None:
 @given(st.lists(st.floats(0, 20), max_size=30))
 def test_timings_say_what_a_histogram_of_the_library_says(seconds: list[float]) -> None:
     ours, theirs, bounds = CollectorRegistry(), CollectorRegistry(), (0.1, 1.0, 10.0)
-    timings = Timings("t", "help", ["type"], bounds=bounds, registry=ours)
+    timings = Tally("t", "help", ["type"], bounds=bounds, registry=ours)
     histogram = Histogram("t", "help", ["type"], buckets=bounds, registry=theirs)
     for each in seconds:
         timings.observe(each, "x")
@@ -111,9 +111,9 @@ def test_timings_say_what_a_histogram_of_the_library_says(seconds: list[float]) 
 
 def test_two_timings_of_one_name_are_refused() -> None:
     registry = CollectorRegistry()
-    Timings("t", "help", [], bounds=(1.0,), registry=registry)
+    Tally("t", "help", [], bounds=(1.0,), registry=registry)
     with pytest.raises(ValueError, match="Duplicated"):
-        Timings("t", "help", [], bounds=(1.0,), registry=registry)
+        Tally("t", "help", [], bounds=(1.0,), registry=registry)
 
 
 def test_labels_have_few_values_by_what_they_are() -> None:

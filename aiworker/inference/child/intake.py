@@ -8,7 +8,6 @@ should still be in its hands.
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 import time
@@ -60,7 +59,7 @@ def steps_of(
             result = error
         return result, time.monotonic() - started
 
-    begun, said_at = time.monotonic(), -math.inf
+    begun = said_at = time.monotonic()
     read = _read_by(engine.reader, batch, spec.max_pixels)
     decode_s = time.monotonic() - begun
     left = [image for item, image in zip(batch.items, batch.images, strict=True) if item not in read]
@@ -116,6 +115,11 @@ class Intake:
             if isinstance(step, Exception):
                 raise step
             yield step
+
+    @property
+    def has_more(self) -> bool:
+        """The next step is there already."""
+        return not self._steps.empty()
 
     def _run(self) -> None:
         try:

@@ -62,13 +62,8 @@ def _serve(line: socket.socket) -> int:
     spec = _receive(line)
     if not isinstance(spec, ChildSpec):
         raise FrameInvalid("the first message must be the spec")
-    speaking = threading.Lock()
-
-    def say(message: Message) -> None:
-        frame = b"".join(encode(message))
-        with speaking:
-            line.sendall(frame)
-
+    voice = Voice(line)
+    say = voice.say
     started = time.monotonic()
     try:
         engine = _start(spec)
@@ -89,7 +84,8 @@ def _serve(line: socket.socket) -> int:
     for step in intake.steps():
         match step:
             case Pass(group):
-                answer_pass(engine, group, say)
+                voice.release()
+                answer_pass(engine, group, say, voice.keep)
             case BatchEnd(batch, begun, decode_s):
                 say(BatchDone(batch, time.monotonic() - begun, rss_mb(), decode_s))
             case Ping(number):
@@ -98,7 +94,35 @@ def _serve(line: socket.socket) -> int:
                 return 0
             case _:
                 raise FrameInvalid(f"{step.kind} is not for a child")
+        if not intake.has_more:
+            voice.release()
     return 0
+
+
+class Voice:
+    """What the child says, in order, by any thread. A pass's answers are kept until the batch's end or anything else is
+    said, which mostly is the next moment: each time that it is spoken to costs the parent more than what it is told.
+    """
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+        self._kept = bytearray()
+        self._speaking = threading.Lock()
+
+    def say(self, message: Message) -> None:
+        self.keep(message)
+        self.release()
+
+    def keep(self, message: Message) -> None:
+        with self._speaking:
+            for part in encode(message):
+                self._kept += part
+
+    def release(self) -> None:
+        with self._speaking:
+            if self._kept:
+                self._line.sendall(self._kept)
+                self._kept.clear()
 
 
 def _start(spec: ChildSpec) -> Engine:
@@ -109,8 +133,10 @@ def _start(spec: ChildSpec) -> Engine:
     return engine
 
 
-def answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say) -> None:
-    """Exactly one ItemDetected or ItemFailed for each item, whatever the others do. Raises what is fatal."""
+def answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say, answer: Say) -> None:
+    """Exactly one ItemDetected or ItemFailed for each item to `answer`, whatever the others do; what cannot wait for
+    them goes to `say`. Raises what is fatal.
+    """
     begun = time.monotonic()
     try:
         found = engine.detect([prepared for _, prepared in group])
@@ -121,16 +147,16 @@ def answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say) -> 
         if is_out_of_memory(error):
             say(OutOfMemory(len(group)))
         if len(group) == 1:
-            say(failure(group[0][0], error))
+            answer(failure(group[0][0], error))
             return
         say(Progress())
         middle = len(group) // 2
-        answer_pass(engine, group[:middle], say)
-        answer_pass(engine, group[middle:], say)
+        answer_pass(engine, group[:middle], say, answer)
+        answer_pass(engine, group[middle:], say, answer)
         return
     elapsed_ms = (time.monotonic() - begun) * 1000
     for (item, prepared), boxes in zip(group, found, strict=True):
-        say(_result(item, prepared, boxes, elapsed_ms, len(group)))
+        answer(_result(item, prepared, boxes, elapsed_ms, len(group)))
 
 
 def _result(item: int, prepared: Prepared, boxes: tuple[Box, ...], elapsed_ms: float, size: int) -> ItemDetected:

@@ -13,8 +13,8 @@ from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 
-class Timings(Collector):
-    """Seconds by label values, exposed like any other histogram. `bounds` are the buckets' upper ends, in order."""
+class Tally(Collector):
+    """Values by label values, exposed like any other histogram. `bounds` are the buckets' upper ends, in order."""
 
     def __init__(
         self,
@@ -30,16 +30,16 @@ class Timings(Collector):
         self._labels = tuple(labels)
         self._bounds = tuple(bounds)
         # For each combination of labels a count per bucket, the one without an upper end, and the sum.
-        self._rows: dict[tuple[str, ...], list[float]] = {}
+        self._rows: dict[tuple[str, ...], list[float]] = {} if labels else {(): self._nothing()}
         registry.register(self)
 
-    def observe(self, seconds: float, *labels: str) -> None:
+    def observe(self, value: float, *labels: str) -> None:
         """`labels` are the values of the labels, in their order."""
         row = self._rows.get(labels)
         if row is None:
-            row = self._rows[labels] = [0.0] * (len(self._bounds) + 2)
-        row[bisect_left(self._bounds, seconds)] += 1
-        row[-1] += seconds
+            row = self._rows[labels] = self._nothing()
+        row[bisect_left(self._bounds, value)] += 1
+        row[-1] += value
 
     def describe(self) -> Iterator[Metric]:
         yield self._family()
@@ -53,6 +53,9 @@ class Timings(Collector):
                 buckets.append((_written(bound), so_far))
             family.add_metric(labels, buckets=buckets, sum_value=total)
         yield family
+
+    def _nothing(self) -> list[float]:
+        return [0.0] * (len(self._bounds) + 2)
 
     def _family(self) -> HistogramMetricFamily:
         return HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
