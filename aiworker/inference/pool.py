@@ -139,7 +139,7 @@ class InferencePool:
         Raises InferenceUnavailable with the cause when children do not start with it; the old ones then serve on.
         """
         async with self._fleet.turn():
-            for lane in self._fleet.lanes:
+            for lane in self._fleet.staying:
                 await self._fleet.replace(lane, replace(lane.spec, weights=weights))
 
     @property

@@ -371,6 +371,35 @@ async def test_weights_are_reloaded_under_load_without_losing_a_request() -> Non
         await pool.stop()
 
 
+async def test_a_child_that_is_leaving_is_not_replaced_again() -> None:
+    pool = InferencePool([_model("old.pt")] * 2, PoolRules(lane=_QUICK, canary=picture(30)))
+    await pool.start()
+    try:
+        await _until(lambda: _all_ready(pool))
+        # The old children are kept busy for seconds, and leave only then.
+        tasks = [_detect(pool, SPINS) for _ in range(4)]
+        await _until(lambda: len(_busy(pool)) == 2)
+        for weights in ("new.pt", "newer.pt"):
+            await asyncio.wait_for(pool.reload(weights), _LONG)
+        assert (await _detect(pool)).model == "newer"
+        await asyncio.gather(*tasks)
+        await _until(lambda: [entry["model"] for entry in pool.snapshot()] == ["newer"] * 2)
+        assert [entry["restarts"] for entry in pool.snapshot()] == [0, 0]
+    finally:
+        await pool.stop()
+
+
+async def test_a_child_that_grew_and_is_leaving_is_not_recycled_again() -> None:
+    metrics = Metrics()
+    async with _pool(metrics=metrics, care=CareRules(child_mb=100.0)) as pool:
+        (grown,) = _pids(pool)
+        await asyncio.gather(_detect(pool, GROWS), *(_detect(pool, SPINS) for _ in range(3)))
+        await _until(lambda: not psutil.pid_exists(grown))
+        await _until(lambda: len(pool.snapshot()) == 1)
+        assert _value(metrics, "aiworker_inference_recycled_total", reason="memory") == 1
+        assert (await _detect(pool)).height == 20
+
+
 async def test_weights_of_the_same_name_that_find_other_things_are_not_blind(tmp_path: Path) -> None:
     weights = tmp_path / "food.pt"
     weights.write_text("7")

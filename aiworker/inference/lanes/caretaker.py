@@ -69,7 +69,7 @@ class Caretaker:
                 self._pings += 1
                 lane.send(Ping(self._pings))
         self._admit()
-        lanes = {lane.index: lane for lane in self._fleet.lanes}
+        lanes = {lane.index: lane for lane in self._fleet.staying}
         serving = [self._condition(lane, now) for lane in lanes.values() if self._driver.scheduler.load(lane.index)]
         coming = any(lane.state in (LaneState.STARTING, LaneState.DEAD) for lane in lanes.values())
         quiet = not (self._driver.scheduler.waiting or coming)

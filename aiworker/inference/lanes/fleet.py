@@ -42,6 +42,11 @@ class Fleet:
         return [lane for index, lane in self._lanes.items() if index not in self._spares]
 
     @property
+    def staying(self) -> Sequence[Lane]:
+        """Of `lanes` those that no spare has taken over from."""
+        return [lane for lane in self.lanes if lane.index not in self._leaving]
+
+    @property
     def everyone(self) -> Sequence[Lane]:
         """The spares too."""
         return list(self._lanes.values())
