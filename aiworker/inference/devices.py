@@ -125,7 +125,7 @@ def _groups(root: Path) -> list[Path]:
     found = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        for controller in {"": [""], "memory": ["memory"], "cpu,cpuacct": ["cpu,cpuacct"]}.get(controllers, []):
+        for controller in _folders(controllers):
             base = root / "sys/fs/cgroup" / controller
             at = base / path.lstrip("/")
             while at != base and base in at.parents:
@@ -133,6 +133,14 @@ def _groups(root: Path) -> list[Path]:
                 at = at.parent
             found.append(base)
     return found
+
+
+def _folders(controllers: str) -> list[str]:
+    """Where a hierarchy may be mounted, under /sys/fs/cgroup; systems differ in cpu's name and order."""
+    named = controllers.split(",")
+    if "cpu" in named:
+        return ["cpu,cpuacct", "cpu"]
+    return [controllers] if controllers in ("", "memory") else []
 
 
 def _quota(group: Path) -> float:

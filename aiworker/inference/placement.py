@@ -84,9 +84,11 @@ def _budget(machine: Machine, wishes: Wishes) -> tuple[float, list[str]]:
         return wishes.budget_mb, [f"budget {wishes.budget_mb:.0f} MB: MEMORY_BUDGET_MB, of {there}"]
     system_mb = max(_LEAST_SYSTEM_MB, _SYSTEM_SHARE * machine.memory_mb)
     ollama_mb = machine.ollama.ram_mb if machine.ollama else 0.0
-    budget_mb = min(_DEFAULT_BUDGET_MB, machine.memory_mb) - system_mb - ollama_mb
+    left_mb = max(0.0, machine.memory_mb - system_mb - ollama_mb)
+    budget_mb = min(_DEFAULT_BUDGET_MB, left_mb)
     less = f", less {system_mb:.0f} for the system" + (f" and {ollama_mb:.0f} that Ollama holds" if ollama_mb else "")
-    return max(0.0, budget_mb), [f"budget {max(0.0, budget_mb):.0f} MB: {there}{less}"]
+    most = f", {budget_mb:.0f} at most" if budget_mb < left_mb else ""
+    return budget_mb, [f"budget {budget_mb:.0f} MB: {there}{less}{most}"]
 
 
 def _on_gpus(machine: Machine, wishes: Wishes, needs: Needs, budget_mb: float, notes: list[str]) -> list[ChildPlan]:

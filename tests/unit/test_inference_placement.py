@@ -39,6 +39,7 @@ def _devices(machine: Machine, **wishes: object) -> list[tuple[str, int, int]]:
         (Machine(2, 1_600, 1_200, limited_by="cgroup"), {}, [("cpu", 1, 8)] * 2),
         (Machine(2, 1_200, 1_200, limited_by="cgroup"), {}, [("cpu", 2, 8)]),
         (Machine(2, 24_000, 20_000, ollama=OllamaShare(ram_mb=20_900.0)), {}, [("cpu", 2, 8)]),
+        (Machine(4, 256_000, 200_000, ollama=OllamaShare(ram_mb=40_000.0)), {}, [("cpu", 1, 8)] * 4),
         (_machine(_T4), {}, [("cuda:0", 8, 8)]),
         (_machine(_T4), {"device": "cpu", "processes": 2}, [("cpu", 4, 8)] * 2),
         (_machine(_T4, _L4), {"max_batch": 32}, [("cuda:0", 4, 32), ("cuda:1", 4, 32)]),
@@ -185,13 +186,20 @@ def _tree(root: Path, files: dict[str, str]) -> Path:
             "sys/fs/cgroup/cpu,cpuacct/docker/x/cpu.cfs_period_us": "100000",
         },
         {
+            "proc/self/cgroup": "4:memory:/docker/x\n3:cpuacct,cpu:/docker/x\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": str(200 << 20),
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": str(50 << 20),
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+        },
+        {
             "proc/self/cgroup": "0::/\n",
             "sys/fs/cgroup/memory.max": str(200 << 20),
             "sys/fs/cgroup/cpu.max": "1000 1000",
             "sys/fs/cgroup/memory.current": str(50 << 20),
         },
     ],
-    ids=["v2 nested", "v1", "container root"],
+    ids=["v2 nested", "v1", "v1 in a container", "container root"],
 )
 def test_the_narrowest_cgroup_counts(tmp_path: Path, files: dict[str, str]) -> None:
     root = _tree(tmp_path, files)
