@@ -185,9 +185,10 @@ class ModelShelf:
             while (names := evictions(self.loaded, needed_mb, further.cap_mb)) is None:
                 self._freed.clear()
                 await self._freed.wait()
-            for name in names:
-                _log.info("model put away", model=name, for_model=model)
-                await self._places.pop(name).pool.stop()
+            # All at once, or the last could be asked for while the first stops; and to the end, whoever gives up then.
+            gone = [self._places.pop(name) for name in names]
+            _log.info("models put away", models=names, for_model=model)
+            await asyncio.shield(asyncio.gather(*(place.pool.stop() for place in gone)))
             place = _Place(await further.make(model), needed_mb)
             await place.pool.start()
             self._places[model] = place

@@ -449,6 +449,31 @@ async def test_models_share_memory_and_the_one_unused_longest_makes_room() -> No
         await shelf.stop()
 
 
+async def test_a_model_that_is_asked_for_while_another_makes_room_is_not_put_away() -> None:
+    async def make(name: str) -> InferencePool:
+        return InferencePool([_model(f"{name}.pt")], PoolRules(lane=replace(_QUICK, stop_grace_s=0.2)))
+
+    # What a model needs is known once it was used: before, it is believed to need all.
+    shelf = ModelShelf(
+        InferencePool([_model("main.pt")]), Further(("a", "b", "c"), make, cap_mb=900.0, expected_mb=900.0)
+    )
+
+    def ask(name: str, height: int = 20) -> asyncio.Task[Detections]:
+        return asyncio.create_task(shelf.detect(picture(height), Deadline.after(_LONG), name))
+
+    try:
+        for name in ("a", "b", "a"):
+            assert (await ask(name)).model == name
+        assert {each.name for each in shelf.loaded} == {"a", "b"}
+        third = ask("c")
+        while "b" in {each.name for each in shelf.loaded}:
+            await asyncio.sleep(0)
+        again = ask("a", SPINS)
+        assert [answer.model for answer in await asyncio.gather(third, again)] == ["c", "a"]
+    finally:
+        await shelf.stop()
+
+
 async def test_a_crash_loop_is_shown_as_such_and_ends_when_its_cause_does(tmp_path: Path) -> None:
     pool = InferencePool([_model("broken.pt")], PoolRules(lane=_QUICK))
     await pool.start()
