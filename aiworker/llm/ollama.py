@@ -126,9 +126,10 @@ class OllamaModel:
             try:
                 return await ask_checked(told, request, deadline)
             except PromptTooLong:
-                if not request.history:
+                newer = newer_half(request)
+                if len(newer) == len(request.history):
                     raise
-                request = dataclasses.replace(request, history=newer_half(request.history))
+                request = dataclasses.replace(request, history=newer)
 
     async def probe(self, deadline: Deadline) -> dict[str, Any]:
         """What is there: `reachable, version, models: {name: {present, vision, remote}}, error, note`."""

@@ -74,9 +74,15 @@ def _message(turn: Turn) -> dict[str, Any]:
     return message
 
 
-def newer_half(history: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """At most the newer half, beginning with what the user said: a tool's result means nothing without its call."""
-    return tuple(itertools.dropwhile(lambda turn: turn.role != "user", history[(len(history) + 1) // 2 :]))
+def newer_half(request: PromptRequest) -> tuple[Turn, ...]:
+    """At most the newer half of the history, beginning with what the user said: a tool's result means nothing without
+    its call. Where no prompt follows, the user's last turn is the question, and is never left out."""
+    history = request.history
+    newer = tuple(itertools.dropwhile(lambda turn: turn.role != "user", history[(len(history) + 1) // 2 :]))
+    if newer or request.prompt or request.images:
+        return newer
+    question = max((place for place, turn in enumerate(history) if turn.role == "user"), default=0)
+    return history[question:]
 
 
 class ChatStream:

@@ -18,7 +18,7 @@ from fakes.pictures import picture
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from aiworker.domain.completion import PromptRequest, Tool, Turn
+from aiworker.domain.completion import PromptRequest, Tool, ToolCall, Turn
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import (
     AnswerInvalid,
@@ -149,6 +149,19 @@ async def test_of_a_conversation_that_does_not_fit_the_oldest_turns_are_left_out
     await model.complete(ask(history=history[1:]), soon())
     roles = [message["role"] for message in server.requests[1]["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
+
+
+async def test_the_question_of_a_tool_loop_is_not_left_out(server: FakeOllama, model: OllamaModel) -> None:
+    call = ToolCall("weigh", Food(name="ovo", grams=50))
+    loop = (Turn("user", "quanto pesa?"), Turn("assistant", "", (call,)))
+    before = tuple(Turn(role, "palavra " * 3000) for role in ("user", "assistant"))
+    asked = dataclasses.replace(ask(), prompt="")
+    await model.complete(dataclasses.replace(asked, history=(*before, *loop, Turn("tool", "50 g", (), call))), soon())
+    assert [message["content"] for message in server.requests[0]["messages"][1:]] == ["quanto pesa?", "", "50 g"]
+    long = Turn("tool", "50 g " * 3000, (), call)
+    with pytest.raises(PromptTooLong):
+        await model.complete(dataclasses.replace(asked, history=(*loop, long)), soon())
+    assert len(server.requests) == 1
 
 
 async def test_image_for_a_text_only_model_is_refused_before_the_call(server: FakeOllama, model: OllamaModel) -> None:
