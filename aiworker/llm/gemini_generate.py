@@ -9,7 +9,7 @@ from typing import Any
 from aiworker.domain.completion import Completion, FinishReason, PromptRequest, Tool, ToolCall, Turn
 from aiworker.domain.errors import AnswerBlocked, AnswerEmpty, AnswerInvalid, PromptBlocked, StreamBroken
 from aiworker.llm.gemini_errors import NAME, enum_name, error_of_item
-from aiworker.llm.gemini_models import FREE, Price, takes_temperature, thinking_of
+from aiworker.llm.gemini_models import FREE, Price, takes_temperature, thinking_of, wants_signatures
 from aiworker.llm.http import json_object
 from aiworker.llm.structured import RawCall, Said, schema_hint, schema_of
 
@@ -26,6 +26,8 @@ _BLOCKED = frozenset(
         "IMAGE_PROHIBITED_CONTENT",
     ]
 )
+# Google's own word for calls that none of its models made.
+_FROM_ELSEWHERE = "skip_thought_signature_validator"
 
 
 def generate_body(request: PromptRequest, model: str) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def generate_body(request: PromptRequest, model: str) -> dict[str, Any]:
         else:
             config["responseMimeType"] = "application/json"
             config["responseJsonSchema"] = schema
-    body: dict[str, Any] = {"contents": _contents(request), "generationConfig": config}
+    body: dict[str, Any] = {"contents": _contents(request, model), "generationConfig": config}
     if request.tools:
         body["tools"] = [{"functionDeclarations": [_function(tool) for tool in request.tools]}]
     if system:
@@ -60,7 +62,7 @@ def _function(tool: Tool) -> dict[str, Any]:
     return {"name": tool.name, "description": tool.description, "parametersJsonSchema": parameters}
 
 
-def _contents(request: PromptRequest) -> list[dict[str, Any]]:
+def _contents(request: PromptRequest, model: str) -> list[dict[str, Any]]:
     """Turns of the same side are one: Gemini wants the results of all calls of a turn together."""
     turns: list[dict[str, Any]] = []
     for turn in request.history:
@@ -69,6 +71,10 @@ def _contents(request: PromptRequest) -> list[dict[str, Any]]:
             turns[-1]["parts"] += parts
         elif parts:
             turns.append({"role": role, "parts": parts})
+    if wants_signatures(model):
+        for content in turns:
+            for first in [part for part in content["parts"] if "functionCall" in part][:1]:
+                first.setdefault("thoughtSignature", _FROM_ELSEWHERE)
     images = [
         {"inlineData": {"mimeType": "image/jpeg", "data": base64.b64encode(image).decode()}} for image in request.images
     ]

@@ -73,6 +73,11 @@ def takes_temperature(model: str) -> bool:
     return "thinkingLevel" not in thinking_of(model).config
 
 
+def wants_signatures(model: str) -> bool:
+    """Gemini 3 refuses a turn whose first call has none."""
+    return "thinkingLevel" in thinking_of(model).config
+
+
 def _longest_prefix(table: Mapping[str, _T], name: str) -> _T | None:
     fitting = [prefix for prefix in table if name.startswith(prefix)]
     return table[max(fitting, key=len)] if fitting else None

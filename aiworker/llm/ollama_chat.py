@@ -6,7 +6,7 @@ import base64
 import itertools
 from typing import Any
 
-from aiworker.domain.completion import Completion, FinishReason, PromptRequest, Tool, Turn
+from aiworker.domain.completion import Completion, FinishReason, PromptRequest, Tool, ToolCall, Turn
 from aiworker.domain.errors import AnswerEmpty, StreamBroken
 from aiworker.llm.http import json_object
 from aiworker.llm.ollama_errors import NAME, error_of_text
@@ -65,13 +65,17 @@ def _messages(request: PromptRequest, system: str) -> list[dict[str, Any]]:
 def _message(turn: Turn) -> dict[str, Any]:
     message: dict[str, Any] = {"role": turn.role, "content": turn.text}
     if turn.calls:
-        message["tool_calls"] = [
-            {"function": {"name": call.name, "arguments": call.arguments.model_dump(mode="json", by_alias=True)}}
-            for call in turn.calls
-        ]
-    if turn.result_of:
-        message["tool_name"] = turn.result_of.name
+        message["tool_calls"] = [_asked(call) for call in turn.calls]
+    if call := turn.result_of:
+        message["tool_name"] = call.name
+        message |= {"tool_call_id": call.id} if call.id else {}
     return message
+
+
+def _asked(call: ToolCall) -> dict[str, Any]:
+    arguments = call.arguments.model_dump(mode="json", by_alias=True)
+    # Ollama names its calls since 0.12.10; of two calls to one tool nothing else tells the results apart.
+    return {"function": {"name": call.name, "arguments": arguments}} | ({"id": call.id} if call.id else {})
 
 
 def newer_half(request: PromptRequest) -> tuple[Turn, ...]:
@@ -143,4 +147,4 @@ def _call(item: Any) -> RawCall:
     arguments = function.get("arguments") if isinstance(function, dict) else None
     if not isinstance(function, dict) or not isinstance(arguments, dict):
         raise StreamBroken("a tool call that is none", provider=NAME, phase="total")
-    return RawCall(str(function.get("name")), arguments)
+    return RawCall(str(function.get("name")), arguments, id=str(item.get("id") or ""))

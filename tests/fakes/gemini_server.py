@@ -58,7 +58,11 @@ class FakeGemini(FakeLlmServer):
         calls, results = (
             [part[kind].get("id") for part in parts if kind in part] for kind in ("functionCall", "functionResponse")
         )
-        if calls != results:
+        firsts = [
+            next((part for part in content["parts"] if "functionCall" in part), None) for content in body["contents"]
+        ]
+        unsigned = any(first and not first.get("thoughtSignature") for first in firsts)
+        if calls != results or (unsigned and request.match_info["model"].startswith("gemini-3")):
             return error_response(400, "INVALID_ARGUMENT")
         reply = await self._note(body)
         if reply.status != 200:

@@ -173,7 +173,11 @@ class FakeOllama(FakeLlmServer):
             if index == 0:
                 await self._wait(reply.after_first)
         if reply.calls:
-            calls = [{"function": {"name": name, "arguments": arguments}} for name, arguments in reply.calls]
+            # A 0.12.10 was the first to name them.
+            calls = [
+                {"id": f"call_{number}", "function": {"index": number, "name": name, "arguments": arguments}}
+                for number, (name, arguments) in enumerate(reply.calls)
+            ]
             item = _item(body, "") | {"done": False}
             item["message"] |= {"tool_calls": calls}
             await response.write(_line(item))

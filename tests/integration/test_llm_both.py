@@ -51,13 +51,13 @@ class Side:
 
 
 @asynccontextmanager
-async def side_of(name: str) -> AsyncIterator[Side]:
+async def side_of(name: str, gemini: str = "gemini-2.5-flash") -> AsyncIterator[Side]:
     if name == "ollama":
         async with FakeOllama() as server:
             yield Side(name, server, OllamaModel(server.url, "llama3.2:3b", "qwen2.5vl:3b", 4096))
     else:
         async with FakeGemini() as server:
-            yield Side(name, server, GeminiModel(SecretStr(server.key), "gemini-2.5-flash", server.url))
+            yield Side(name, server, GeminiModel(SecretStr(server.key), gemini, server.url))
 
 
 @pytest.fixture(params=["ollama", "gemini"])
@@ -157,8 +157,8 @@ async def test_a_tool_is_asked_for_and_its_result_given_back(side: Side) -> None
     assert (first.finish, first.text) == ("tool", "")
     (call,) = first.tool_calls
     assert (call.name, call.arguments) == ("weigh", Food(food="ovo", grams=50))
-    # Gemini wants its signature and the call's id back.
-    assert (bool(call.opaque), bool(call.id)) == (side.name == "gemini",) * 2
+    # Both want the call's id back, and Gemini its signature.
+    assert (bool(call.opaque), bool(call.id)) == (side.name == "gemini", True)
     history = (Turn("user", "quanto?"), Turn("assistant", "", first.tool_calls), Turn("tool", "50 g", result_of=call))
     second = await side.model.complete(dataclasses.replace(ask(tools=(WEIGH,)), prompt="", history=history), soon())
     assert (second.finish, second.text) == ("stop", "Oi! Tudo bem?")
@@ -174,6 +174,19 @@ async def test_two_tools_at_once(side: Side) -> None:
         Food(food="ovo", grams=50),
         Food(food="pão", grams=25),
     ]
+
+
+async def test_calls_of_one_provider_go_on_at_the_other(side: Side) -> None:
+    """Results are told apart by their calls' ids there too."""
+    side.server.script(Reply(calls=(GOOD_CALL, ("weigh", {"food": "pão", "grams": 25}))))
+    first = await side.model.complete(ask(tools=(WEIGH,)), soon())
+    given = [Turn("tool", f"{call.id} pesado", result_of=call) for call in first.tool_calls]
+    history = (Turn("user", "quanto?"), Turn("assistant", "", first.tool_calls), *given)
+    async with side_of("gemini" if side.name == "ollama" else "ollama", "gemini-3.5-flash-lite") as other:
+        await other.model.complete(dataclasses.replace(ask(tools=(WEIGH,)), prompt="", history=history), soon())
+        sent = json.dumps(other.server.requests[0])
+        await other.model.close()
+    assert all(sent.count(json.dumps(call.id)) == 2 for call in first.tool_calls)
 
 
 async def test_a_wrong_call_is_repaired_once(side: Side) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from typing import Any
 
@@ -209,15 +210,17 @@ def test_ollama_tools() -> None:
     assert "format" not in body
     system, _, asked, given = body["messages"]
     assert '"required":["n"]' in system["content"]
-    assert asked["tool_calls"] == [{"function": {"name": "weigh", "arguments": {"food": "ovo", "grams": 50.0}}}]
-    assert given == {"role": "tool", "content": "50 g", "tool_name": "weigh"}
+    weigh = {"name": "weigh", "arguments": {"food": "ovo", "grams": 50.0}}
+    assert asked["tool_calls"] == [{"function": weigh, "id": "call-7"}]
+    assert given == {"role": "tool", "content": "50 g", "tool_name": "weigh", "tool_call_id": "call-7"}
     stream = ollama_chat.ChatStream("m")
     stream.feed(
         b'{"message":{"role":"assistant","content":"","tool_calls":'
-        b'[{"function":{"name":"weigh","arguments":{"food":"ovo"}}}]},"done":false}'
+        b'[{"function":{"name":"weigh","arguments":{"food":"ovo"}}},'
+        b'{"id":"call_x","function":{"index":1,"name":"weigh","arguments":{}}}]},"done":false}'
     )
     stream.feed(b'{"message":{"content":""},"done":true,"done_reason":"stop"}')
-    assert stream.said().calls == (RawCall("weigh", {"food": "ovo"}),)
+    assert stream.said().calls == (RawCall("weigh", {"food": "ovo"}), RawCall("weigh", {}, id="call_x"))
 
 
 def test_gemini_tools() -> None:
@@ -239,6 +242,21 @@ def test_gemini_tools() -> None:
         }
     ).said()
     assert said.calls == (RawCall("weigh", {"food": "ovo", "grams": 50.0}, "x", "call-7"),)
+
+
+def test_gemini_3_is_told_which_calls_are_not_its_own() -> None:
+    own, other = CALL, ToolCall("weigh", Weigh(food="pão", grams=25), id="call-8")
+    for calls, signatures in (
+        ((own, other), ["c2ln", None]),
+        ((other, other), ["skip_thought_signature_validator", None]),
+    ):
+        request = dataclasses.replace(CONVERSATION, history=(Turn("user", "?"), Turn("assistant", "", calls)))
+        for model, expected in (
+            ("gemini-3.5-flash", signatures),
+            ("gemini-2.5-flash", [calls[0].opaque or None, None]),
+        ):
+            parts = gemini_generate.generate_body(request, model)["contents"][1]["parts"]
+            assert [part.get("thoughtSignature") for part in parts] == expected
 
 
 KEYS = (
