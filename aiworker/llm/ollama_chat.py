@@ -28,6 +28,8 @@ def chat_body(request: PromptRequest, model: str, num_ctx: int, keep_alive: str,
     body: dict[str, Any] = {"model": model, "stream": True, "keep_alive": keep_alive, "options": options}
     # By default what does not fit is cut off at the front, where the instructions are, and nobody is told.
     body["truncate"] = False
+    # The same in mid-answer, where the context gets full: the answer had better end there, as one that was cut.
+    body["shift"] = False
     system = request.system
     if request.answer is not None:
         schema = schema_of(request.answer, "ollama")

@@ -188,7 +188,11 @@ class FakeOllama(FakeLlmServer):
     def _tokens(self, body: Body, reply: Reply) -> tuple[list[str], str]:
         text = reply.text if reply.text is not None else "" if reply.calls else self._text(body)
         tokens = re.findall(r"\s*\w+|\s*[^\w\s]|\s+", text)
-        limit = body.get("options", {}).get("num_predict", -1)
+        options = body.get("options", {})
+        limit = options.get("num_predict", -1)
+        if body.get("shift") is False:
+            room = max(0, options.get("num_ctx", 4096) - _words_of(body))
+            limit = room if limit < 0 else min(limit, room)
         cut = 0 <= limit < len(tokens)
         return (tokens[:limit] if cut else tokens), reply.finish or ("length" if cut else "stop")
 

@@ -122,10 +122,19 @@ async def test_a_prompt_that_does_not_fit_is_an_error_and_not_an_invention(
     assert server.requests == []
 
 
+async def test_an_answer_that_fills_the_context_is_cut_and_forgets_no_instructions(
+    server: FakeOllama, model: OllamaModel
+) -> None:
+    server.script(Reply('{"foods": [], "x": "' + "ovo " * 500 + '"}'))
+    with pytest.raises(AnswerTruncated):
+        await model.complete(dataclasses.replace(ask(answer=Meal), prompt="ovo " * 3900), soon())
+    assert len(server.requests) == 1
+
+
 async def test_a_repair_that_does_not_fit_leaves_the_answer_wrong(server: FakeOllama, model: OllamaModel) -> None:
     server.script(Reply("não sei " * 100))
     with pytest.raises(AnswerInvalid, match="no room"):
-        await model.complete(dataclasses.replace(ask(answer=Meal), prompt="ovo " * 3950), soon())
+        await model.complete(dataclasses.replace(ask(answer=Meal), prompt="ovo " * 3880), soon())
     assert len(server.requests) == 1
 
 
