@@ -29,7 +29,7 @@ MOST_TRIES = 6
 # Of the whole time, for a provider of which nothing is known: one that hangs leaves the next one its chance.
 _UNKNOWN_LIKELY = 0.1
 _UNKNOWN_SAFE = 0.4
-# A rescue has none behind it: 19 of 20 is not enough for it.
+# A rescue has none behind it: 19 of 20 is not enough for it, and least where one lucky answer is all that is known.
 _RESCUE = 1.4
 # A call that takes so many times what is late already will not come any more.
 _HOPELESS = 2.0
@@ -46,6 +46,7 @@ class _Option:
     likely_s: float
     safe_s: float
     late_s: float
+    sure_s: float
     known: bool
 
     def safe(self, end_at: float) -> bool:
@@ -53,7 +54,7 @@ class _Option:
 
     def last_moment(self, end_at: float) -> float:
         """When it must be sent to come in time almost surely."""
-        return end_at - _RESCUE * self.safe_s
+        return end_at - self.sure_s
 
     def possible(self, end_at: float) -> bool:
         return self.last_resort_at + self.likely_s <= end_at + _SAME_S
@@ -105,8 +106,9 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
     if outlook is None:
         likely_s = max(ask.least_s, _UNKNOWN_LIKELY * ask.total_s)
         safe_s = late_s = _UNKNOWN_SAFE * ask.total_s
+        few = 1.0
     else:
-        likely_s, safe_s, late_s = outlook.likely_s, outlook.safe_s, outlook.late_s
+        likely_s, safe_s, late_s, few = outlook.likely_s, outlook.safe_s, outlook.late_s, outlook.few
     not_before = max(now, tried.not_before) if tried else now
     last_resort_at = standing.ready_at if standing.last_resort_at is None else standing.last_resort_at
     wait_s = standing.wait_s
@@ -117,6 +119,7 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
         likely_s=wait_s + likely_s,
         safe_s=wait_s + safe_s,
         late_s=late_s,
+        sure_s=_RESCUE * (wait_s + few * safe_s),
         known=outlook is not None,
     )
 

@@ -229,6 +229,18 @@ def test_somebody_who_can_make_it_is_found(fault: str, most_wasted: float, hedge
     assert ollama.wasted + gemini.wasted <= most_wasted * outcome.all, (outcome, ollama, gemini)
 
 
+def test_one_lucky_answer_is_not_taken_for_what_a_rescue_takes() -> None:
+    good = total = 0
+    for seed in range(4):
+        rng = random.Random(seed)
+        ollama, gemini = scripted(rng, ollama=hanging)
+        # So seldom that the answer before is all that is known of Gemini, if anything is.
+        outcome, _ = simulate(ollama, gemini, rng=rng, rate=0.03, seconds=10_000)
+        good, total = good + outcome.in_time, total + outcome.all
+    assert total > 1000
+    assert good >= 0.995 * total
+
+
 @pytest.mark.parametrize(("hedge", "share"), [(True, 0.99), (False, 0.985)])
 def test_bad_luck_of_both_shuts_neither(hedge: bool, share: float) -> None:
     good = total = 0
