@@ -21,7 +21,7 @@ from aiworker.domain.errors import (
 from aiworker.llm.answering import ask_checked
 from aiworker.llm.bill import Bill
 from aiworker.llm.http import Http
-from aiworker.llm.ollama_chat import ChatStream, chat_body, newer_half
+from aiworker.llm.ollama_chat import ChatStream, chat_body, newer_half, out_of_room
 from aiworker.llm.ollama_errors import NAME, error_of
 from aiworker.llm.pictures import Pictures, pixels_read
 from aiworker.llm.structured import Said
@@ -119,7 +119,11 @@ class OllamaModel:
             body = chat_body(request, model, self._num_ctx, self._keep_alive, thinks=shown.says("thinking"))
             answer = ChatStream(model)
             await self._http.post_lines("/api/chat", body, deadline, answer.feed)
-            return answer.said()
+            said = answer.said()
+            if out_of_room(said.completion, request.max_tokens, self._num_ctx):
+                note = "the prompt leaves no room for an answer: raise OLLAMA_NUM_CTX, if the memory allows"
+                raise PromptTooLong(note, provider=NAME)
+            return said
 
         told = traced(ask, self._traces, provider=NAME, model=model, base_url=self._base_url)
         while True:

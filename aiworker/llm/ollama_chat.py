@@ -13,6 +13,9 @@ from aiworker.llm.ollama_errors import NAME, error_of_text
 from aiworker.llm.structured import RawCall, Said, schema_hint, schema_of
 
 _NS_PER_MS = 1e6
+# What is less than this part of the answer is none, and what is more than that part of the context is all of it.
+_LEAST_ROOM = 0.5
+_FULL = 0.95
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -89,6 +92,12 @@ def newer_half(request: PromptRequest) -> tuple[Turn, ...]:
         return newer
     question = max((place for place, turn in enumerate(history) if turn.role == "user"), default=0)
     return history[question:]
+
+
+def out_of_room(completion: Completion, max_tokens: int, num_ctx: int) -> bool:
+    """Whether the answer ended because the context was full, with less than half of the tokens that it might take."""
+    full = completion.prompt_tokens + completion.answer_tokens >= _FULL * num_ctx
+    return completion.finish == "length" and full and completion.answer_tokens < _LEAST_ROOM * max_tokens
 
 
 class ChatStream:

@@ -161,7 +161,7 @@ class FakeOllama(FakeLlmServer):
         self.loaded[body["model"]] = body.get("options", {}).get("num_ctx", 4096)
         await self._wait(reply.before)
         tokens, finish = self._tokens(body, reply)
-        end = {"done": True, "done_reason": finish, **_timings(len(tokens))}
+        end = {"done": True, "done_reason": finish, **_timings(_words_of(body), len(tokens))}
         if body.get("stream") is False:
             return _json(200, _item(body, "".join(tokens)) | end)
         response = await _stream(request)
@@ -239,14 +239,14 @@ def _item(body: Body, content: str) -> dict[str, Any]:
     return {"model": body["model"], "created_at": _STARTED, "message": message}
 
 
-def _timings(tokens: int) -> dict[str, int]:
+def _timings(prompt: int, tokens: int) -> dict[str, int]:
     """Nanoseconds: 100 ms load, 200 ms prompt, 10 ms per token, 50 ms in line."""
-    load, prompt, answer = 100_000_000, 200_000_000, 10_000_000 * tokens
+    load, reading, answer = 100_000_000, 200_000_000, 10_000_000 * tokens
     return {
-        "total_duration": load + prompt + answer + 50_000_000,
+        "total_duration": load + reading + answer + 50_000_000,
         "load_duration": load,
-        "prompt_eval_count": 17,
-        "prompt_eval_duration": prompt,
+        "prompt_eval_count": prompt,
+        "prompt_eval_duration": reading,
         "eval_count": tokens,
         "eval_duration": answer,
     }

@@ -125,10 +125,21 @@ async def test_a_prompt_that_does_not_fit_is_an_error_and_not_an_invention(
 async def test_an_answer_that_fills_the_context_is_cut_and_forgets_no_instructions(
     server: FakeOllama, model: OllamaModel
 ) -> None:
-    server.script(Reply('{"foods": [], "x": "' + "ovo " * 500 + '"}'))
+    server.script(Reply('{"foods": [], "x": "' + "ovo " * 1000 + '"}'))
     with pytest.raises(AnswerTruncated):
-        await model.complete(dataclasses.replace(ask(answer=Meal), prompt="ovo " * 3900), soon())
+        await model.complete(dataclasses.replace(ask(answer=Meal), prompt="ovo " * 3500), soon())
     assert len(server.requests) == 1
+
+
+async def test_an_answer_without_room_is_none(server: FakeOllama, model: OllamaModel) -> None:
+    long = Reply("palavra " * 1000)
+    server.script(long, long, long)
+    with pytest.raises(PromptTooLong, match="room"):
+        await model.complete(dataclasses.replace(ask(), prompt="ovo " * 3900), soon())
+    history = (Turn("user", "ovo " * 3800), Turn("assistant", "sim"))
+    completion = await model.complete(ask(history=history), soon())
+    assert (completion.finish, completion.answer_tokens) == ("stop", 1001)
+    assert len(server.requests) == 3
 
 
 async def test_a_repair_that_does_not_fit_leaves_the_answer_wrong(server: FakeOllama, model: OllamaModel) -> None:
