@@ -190,6 +190,58 @@ def test_one_that_found_no_memory_even_alone_waits_and_is_tried_again() -> None:
     assert scheduler.decide(again) == [Dispatch(0, 2, (1,))]
 
 
+def _starve(scheduler: Scheduler, item: int, now: float) -> None:
+    """It is given to the lane, and finds no memory."""
+    (sent,) = scheduler.decide(now)
+    assert isinstance(sent, Dispatch)
+    assert sent.items == (item,)
+    assert scheduler.starved(0, item, now)
+    assert scheduler.batch_done(0, sent.batch, 0.0, now)
+
+
+def test_one_that_never_finds_memory_lets_the_others_go_first() -> None:
+    scheduler = _scheduler()
+    scheduler.submit(1, 10.0, None)
+    now = 0.0
+    for rest_s in (0.25, 0.5, 1.0, 2.0):
+        _starve(scheduler, 1, now)
+        scheduler.submit(2, 100.0, None)
+        assert scheduler.waiting == 2
+        (sent,) = scheduler.decide(now)
+        assert isinstance(sent, Dispatch)
+        assert sent.items == (2,), "less urgent, but it may fit"
+        assert scheduler.answered(0, 2)
+        assert scheduler.batch_done(0, sent.batch, 0.0, now)
+        assert scheduler.next_at(now) == pytest.approx(now + rest_s)
+        now += rest_s
+    assert scheduler.withdraw(1) is True
+    assert scheduler.waiting == 0
+
+
+def test_one_that_rests_is_taken_out_at_its_deadline() -> None:
+    scheduler = _scheduler()
+    scheduler.submit(1, 0.2, None)
+    _starve(scheduler, 1, 0.0)
+    assert scheduler.next_at(0.0) == pytest.approx(0.2)
+    assert scheduler.decide(0.2) == [TakeOut((1,), Cause.DEADLINE_PASSED)]
+    assert scheduler.waiting == 0
+    assert scheduler.next_at(0.2) is None
+
+
+def test_a_lane_rests_when_two_in_a_row_find_no_memory_and_longer_each_time() -> None:
+    scheduler = _scheduler()
+    now = 0.0
+    for item, rest_s in ((1, 0.0), (2, 0.25), (3, 0.5), (4, 1.0)):
+        scheduler.submit(item, 100.0 + item, None)
+        _starve(scheduler, item, now)
+        assert scheduler.withdraw(item)
+        load = scheduler.load(0)
+        assert load is not None
+        assert load.idle(now) is (rest_s == 0)
+        now += rest_s
+        assert load.idle(now)
+
+
 def test_nothing_runs_beside_a_suspect() -> None:
     scheduler = _scheduler()
     scheduler.submit(1, 1e9, None)

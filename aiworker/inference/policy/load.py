@@ -47,6 +47,7 @@ class LaneLoad:
     paused_until: float = 0.0
     _decode_s: float = 0.0
     _pause_s: float = _PAUSE_S
+    _starved: bool = False
     _full_batches: int = 0
 
     def idle(self, now: float) -> bool:
@@ -87,7 +88,6 @@ class LaneLoad:
         seconds = now - max(flight.sent_at, self.free_since)
         self.free_since = now
         self._decode_s = max(decode_s / size, 0.8 * self._decode_s)
-        self._pause_s = _PAUSE_S
         self._full_batches += size == self.cap
         if self.cap < self.full_cap and self._full_batches >= _RAISE_CAP_AFTER:
             self.cap += 1
@@ -99,7 +99,15 @@ class LaneLoad:
         self.cap = max(1, min(self.cap, failed_size // 2))
         self._full_batches = 0
 
-    def pause(self, now: float) -> None:
-        """Not even one picture found memory: rest, longer each time in a row."""
-        self.paused_until = now + self._pause_s
-        self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+    def starved(self, now: float) -> None:
+        """Not even one picture found memory. The first time it may be the picture; after that the lane rests, longer
+        each time in a row."""
+        if self._starved:
+            self.paused_until = now + self._pause_s
+            self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+        self._starved = True
+
+    def fed(self) -> None:
+        """A picture found memory."""
+        self._starved = False
+        self._pause_s = _PAUSE_S

@@ -92,18 +92,20 @@ class Scheduler:
         for flight in self._lanes[lane].flights:
             if item in flight.unanswered:
                 flight.unanswered.discard(item)
+                self._lanes[lane].fed()
                 self._line.forget(item)
                 return True
         return False
 
     def starved(self, lane: int, item: int, now: float) -> bool:
-        """Not even alone did it find memory: it goes back into the line, and the lane rests a while. As `answered`."""
+        """Not even alone did it find memory: it rests a while and goes back into the line. Where that happened to two
+        in a row the lane rests too. As `answered`."""
         load = self._lanes[lane]
         for flight in load.flights:
             if item in flight.unanswered:
                 flight.unanswered.discard(item)
-                load.pause(now)
-                self._line.put_back(item)
+                load.starved(now)
+                self._line.rest(item, now)
                 return True
         return False
 
@@ -120,12 +122,13 @@ class Scheduler:
     def decide(self, now: float) -> list[Action]:
         """Takes late requests out, gives every idle lane work, and busy ones their next batch in time to decode it."""
         actions: list[Action] = []
+        self._line.wake(now)
         if late := self._line.late(now):
             actions.append(self._take_out(late, Cause.DEADLINE_PASSED))
         for lane in self._idle(now):
             self._give(lane, now, actions)
         for lane in self._lanes.values():
-            if self._line and lane.prefetches_at() <= now:
+            if self._line.waiting and lane.prefetches_at() <= now:
                 self._give(lane, now, actions)
         return actions
 
@@ -133,7 +136,7 @@ class Scheduler:
         """When to ask again although nothing happens; None when there is nothing to wait for."""
         if not self._line:
             return None
-        moments = [self._line.waiting[0].deadline_at]
+        moments = self._line.moments()
         for lane in self._lanes.values():
             moments += [lane.prefetches_at(), lane.paused_until]
         return min((moment for moment in moments if moment > now), default=None)
@@ -144,7 +147,7 @@ class Scheduler:
         return sorted(idle, key=lambda lane: self.times.of(lane.engine, None).mean(1)) if len(idle) > 1 else idle
 
     def _give(self, lane: LaneLoad, now: float, actions: list[Action]) -> None:
-        if not self._line:
+        if not self._line.waiting:
             return
         serving = [each for each in self._lanes.values() if each.open]
 

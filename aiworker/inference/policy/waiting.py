@@ -1,4 +1,4 @@
-"""The line of requests that wait for a lane, most urgent first, and the suspicion against each. Pure."""
+"""The line of requests that wait for a lane, most urgent first, and what is held against each. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import replace
 from aiworker.inference.policy.choice import Waiting
 from aiworker.inference.policy.supervision import Verdict, judge
 
+_REST_S, _LONGEST_REST_S = 0.25, 5.0
+
 
 class Line:
     """A request is known from `enter` to `forget`; meanwhile it waits or a lane has it."""
@@ -17,15 +19,22 @@ class Line:
         self._order: list[Waiting] = []
         self._known: dict[int, Waiting] = {}
         self._deaths: dict[int, int] = {}
+        self._rests: dict[int, int] = {}
+        self._resting_until: dict[int, float] = {}
 
     def __len__(self) -> int:
         """Requests that no lane has."""
-        return len(self._order)
+        return len(self._order) + len(self._resting_until)
 
     @property
     def waiting(self) -> Sequence[Waiting]:
-        """In order of (deadline, id)."""
+        """In order of (deadline, id), those that rest left out."""
         return self._order
+
+    def moments(self) -> list[float]:
+        """When somebody's deadline comes, or its rest ends; not all of them, but the earliest."""
+        deadlines = [self._known[item].deadline_at for item in self._resting_until]
+        return [*(each.deadline_at for each in self._order[:1]), *deadlines, *self._resting_until.values()]
 
     def known(self, item: int) -> Waiting | None:
         return self._known.get(item)
@@ -43,15 +52,30 @@ class Line:
         if (request := self._known.get(item)) is not None:
             insort(self._order, request, key=_urgency)
 
+    def rest(self, item: int, now: float) -> None:
+        """No lane has it: it found no memory even alone. It lets others go first, longer each time, since it may be the
+        one that needs more than there is."""
+        if item in self._known:
+            rests = self._rests[item] = self._rests.get(item, 0) + 1
+            self._resting_until[item] = now + min(_LONGEST_REST_S, _REST_S * 2 ** (rests - 1))
+
+    def wake(self, now: float) -> None:
+        """Those that have rested wait again."""
+        for item in [item for item, until in self._resting_until.items() if until <= now]:
+            del self._resting_until[item]
+            self.put_back(item)
+
     def forget(self, item: int) -> bool:
         """Answered or given up. True when it was known and no lane had it."""
         self._deaths.pop(item, None)
+        self._rests.pop(item, None)
         request = self._known.pop(item, None)
-        return request is not None and self._drop(request)
+        rested = self._resting_until.pop(item, None) is not None
+        return request is not None and (rested or self._drop(request))
 
     def late(self, now: float) -> list[int]:
         """Those whose deadline has come."""
-        late = []
+        late = [item for item in self._resting_until if self._known[item].deadline_at <= now]
         for request in self._order:
             if request.deadline_at > now:
                 break
