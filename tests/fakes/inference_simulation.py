@@ -135,7 +135,7 @@ class Simulation:
                 self._send(action, now)
             else:
                 self.record.taken_out |= dict.fromkeys(action.items, (now, action.cause))
-        if self.scheduler.waiting and any(
+        if self.scheduler.ready and any(
             load.idle(now) for index in range(len(self.lanes)) if (load := self.scheduler.load(index))
         ):
             self.record.idle_while_waiting.append(now)

@@ -32,6 +32,11 @@ class Scheduler:
         """Requests that no lane has."""
         return len(self._line)
 
+    @property
+    def ready(self) -> int:
+        """Those of them that may be sent this moment: the others rest."""
+        return len(self._line.waiting)
+
     def load(self, lane: int) -> LaneLoad | None:
         """None for a lane without a child that serves."""
         return self._lanes.get(lane)
