@@ -35,6 +35,8 @@ from aiworker.llm.situation import (
 )
 
 _UNKNOWN_LATE = 0.4
+# Added to a clock's time, a shorter wait may make no later one.
+_LEAST_WAIT_S = 1e-6
 _FINAL = (AnswerInvalid, ProviderMisconfigured, ProviderRefused)
 
 
@@ -163,7 +165,7 @@ class Pursuit:
     async def _wait(self, until: float) -> None:
         loop = asyncio.get_running_loop()
         self._wake = loop.create_future()
-        timer = loop.call_later(max(0.0, until - self._around.clock().now), self.nudge)
+        timer = loop.call_later(max(_LEAST_WAIT_S, until - self._around.clock().now), self.nudge)
         try:
             await self._wake
         finally:

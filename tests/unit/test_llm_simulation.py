@@ -25,6 +25,7 @@ from aiworker.domain.errors import (
     ProviderUnreachable,
     StreamBroken,
 )
+from aiworker.llm.allowance import TokenBucket
 from aiworker.llm.bill import Bill
 from aiworker.llm.flight import Flight, Surroundings
 from aiworker.llm.forecast import Size
@@ -384,6 +385,32 @@ def test_no_slot_is_lost_and_nobody_is_told_too_late(seed: int, faults, hedge: b
     ollama, gemini = scripted(rng, ollama=behave, gemini=flaky(rng, 0.4, fine))
     outcome, _ = simulate(ollama, gemini, rng=rng, rate=rate, seconds=40, hedge=hedge, slots=slots)
     assert outcome.late == 0
+
+
+def test_a_wait_too_short_for_the_clock_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, looks = 45.27494170013807, 0
+
+    def ready_at(bucket: TokenBucket, now: float, amount: float = 1.0) -> float:
+        nonlocal looks
+        looks += 1
+        assert looks < 100
+        return max(now, math.nextafter(start, math.inf))
+
+    monkeypatch.setattr(TokenBucket, "ready_at", ready_at)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(start)
+        _, gemini = scripted(random.Random(5))
+        router = ModelRouter({"gemini": gemini}, {"gemini": LaneRules(2, requests_per_minute=60)}, clock=loop.time)
+        request = PromptRequest("p", "s", "p", ("gemini",))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(router.complete(request, Deadline(start + SLO_S)))
+                # In turn, the one's work keeps the clock from moving for the other's timer.
+                await asyncio.sleep(0)
+
+    run_virtually(scenario())
 
 
 def test_nobody_waits_for_a_long_outage() -> None:
