@@ -63,11 +63,12 @@ def _function(tool: Tool) -> dict[str, Any]:
 
 
 def _contents(request: PromptRequest, model: str) -> list[dict[str, Any]]:
-    """Turns of the same side are one: Gemini wants the results of all calls of a turn together."""
+    """Turns of the same side are one: Gemini wants the results of all calls of a turn together, and nothing with them:
+    a text after a result it takes for the model's own."""
     turns: list[dict[str, Any]] = []
     for turn in request.history:
         role, parts = "model" if turn.role == "assistant" else "user", _parts(turn)
-        if turns and turns[-1]["role"] == role:
+        if turns and turns[-1]["role"] == role and _results(turns[-1]["parts"]) == _results(parts):
             turns[-1]["parts"] += parts
         elif parts:
             turns.append({"role": role, "parts": parts})
@@ -86,6 +87,10 @@ def _parts(turn: Turn) -> list[dict[str, Any]]:
     if call := turn.result_of:
         return [{"functionResponse": {"name": call.name, "response": {"result": turn.text}} | _id_of(call)}]
     return [*_text(turn.text), *[_call_part(call) for call in turn.calls]]
+
+
+def _results(parts: list[dict[str, Any]]) -> bool:
+    return any("functionResponse" in part for part in parts)
 
 
 def _text(text: str) -> list[dict[str, Any]]:

@@ -55,6 +55,10 @@ class FakeGemini(FakeLlmServer):
         if {"text": ""} in parts or not all(content["parts"] for content in body["contents"]):
             no_data = "parts[0].data: required oneof field 'data' must have one initialized field"
             return web.json_response(error_body(400, "INVALID_ARGUMENT", message=no_data), status=400)
+        kinds = [{"functionResponse" in part for part in content["parts"]} for content in body["contents"]]
+        if {True, False} in kinds:
+            model_last = "Requests ending with a model turn are not supported."
+            return web.json_response(error_body(400, "INVALID_ARGUMENT", message=model_last), status=400)
         calls, results = (
             [part[kind].get("id") for part in parts if kind in part] for kind in ("functionCall", "functionResponse")
         )

@@ -244,6 +244,19 @@ def test_gemini_tools() -> None:
     assert said.calls == (RawCall("weigh", {"food": "ovo", "grams": 50.0}, "x", "call-7"),)
 
 
+def test_gemini_gets_the_results_of_a_turn_together_and_nothing_with_them() -> None:
+    calls = (CALL, ToolCall("weigh", Weigh(food="pão", grams=25), id="call-8"))
+    results = [Turn("tool", "50 g", result_of=calls[0]), Turn("tool", "25 g", result_of=calls[1])]
+    before = (Turn("user", "Quanto pesam?"), Turn("assistant", "", calls), *results)
+    for after in ((Turn("user", "E o pão?"),), (Turn("user", "E"), Turn("user", "o pão?"), Turn("assistant", "25 g"))):
+        request = dataclasses.replace(CONVERSATION, history=(*before, *after), prompt="Obrigado")
+        contents = gemini_generate.generate_body(request, "gemini-3.5-flash")["contents"]
+        given, then = contents[2:4]
+        assert [part["functionResponse"]["id"] for part in given["parts"]] == ["call-7", "call-8"]
+        assert (given["role"], then["role"]) == ("user", "user")
+        assert all("text" in part for part in then["parts"])
+
+
 def test_gemini_3_is_told_which_calls_are_not_its_own() -> None:
     own, other = CALL, ToolCall("weigh", Weigh(food="pão", grams=25), id="call-8")
     for calls, signatures in (
