@@ -156,6 +156,9 @@ def _call(item: Any) -> RawCall:
     """Raises StreamBroken for what is no call."""
     function = item.get("function") if isinstance(item, dict) else None
     arguments = function.get("arguments") if isinstance(function, dict) else None
+    if arguments is None:
+        # What some models' templates leave of a function that takes none. Where it takes some, it is the model's error.
+        arguments = {}
     if not isinstance(function, dict) or not isinstance(arguments, dict):
         raise StreamBroken("a tool call that is none", provider=NAME, phase="total")
     return RawCall(str(function.get("name")), arguments, id=str(item.get("id") or ""))

@@ -223,6 +223,14 @@ def test_ollama_tools() -> None:
     assert stream.said().calls == (RawCall("weigh", {"food": "ovo"}), RawCall("weigh", {}, id="call_x"))
 
 
+@pytest.mark.parametrize("function", [{"name": "now", "arguments": None}, {"name": "now"}])
+def test_ollama_call_without_arguments(function: dict[str, Any]) -> None:
+    stream = ollama_chat.ChatStream("m")
+    message = {"content": "", "tool_calls": [{"function": function}]}
+    stream.feed(json.dumps({"message": message, "done": True, "done_reason": "stop"}).encode())
+    assert stream.said().calls == (RawCall("now", {}),)
+
+
 def test_gemini_tools() -> None:
     body = gemini_generate.generate_body(CONVERSATION, "gemini-2.5-flash")
     (declared,) = body["tools"][0]["functionDeclarations"]
