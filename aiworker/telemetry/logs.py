@@ -7,6 +7,7 @@ is logged as its type, code and frames, never as its text.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import MutableMapping
@@ -24,6 +25,8 @@ from aiworker.domain.errors import WorkerError
 _LONGEST_VALUE = 300
 _FRAMES_KEPT = 8
 _DIGITS = 4
+# What asyncio says of a task or a callback that failed; after it come the exception's text and the arguments.
+_ASYNCIO_SAYS = re.compile(r"[^\n(]*")
 
 Logger = structlog.typing.FilteringBoundLogger
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -90,6 +93,8 @@ def _describe_exception(_logger: Any, _method: str, event: MutableMapping[str, A
         info = (type(info), info, info.__traceback__)
     if isinstance(info, tuple) and info[0] is not None:
         event.update(_described(cast(_ExcInfo, info)))
+        if event.get("logger") == "asyncio" and (said := _ASYNCIO_SAYS.match(str(event["event"]))):
+            event["event"] = said.group()
     return event
 
 

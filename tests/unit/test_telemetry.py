@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 from collections.abc import Iterator
@@ -78,6 +80,25 @@ def test_the_standard_librarys_loggers_speak_json_too(log: StringIO) -> None:
     logging.getLogger("asyncio").warning("slow %s", "callback")
     (line,) = lines(log)
     assert line["event"] == "slow callback"
+
+
+def test_asyncio_quotes_neither_exceptions_nor_arguments(log: StringIO) -> None:
+    async def fail() -> None:
+        raise ValueError("o paciente tem diabetes")
+
+    async def main() -> None:
+        task = asyncio.create_task(fail())
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+        asyncio.get_running_loop().call_soon(int, "diabetes")
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert "diabetes" not in log.getvalue()
+    task_line, callback_line = lines(log)
+    assert (task_line["event"], task_line["error_type"]) == ("Task exception was never retrieved", "ValueError")
+    assert callback_line["event"] == "Exception in callback int"
 
 
 def test_metrics_are_valid_openmetrics() -> None:
