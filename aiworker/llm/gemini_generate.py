@@ -28,6 +28,8 @@ _BLOCKED = frozenset(
 )
 # Google's own word for calls that none of its models made.
 _FROM_ELSEWHERE = "skip_thought_signature_validator"
+# A conversation that the assistant opened, or of which only the end is told: Gemini wants the user to begin.
+_BEFORE = {"role": "user", "parts": [{"text": "(início da conversa)"}]}
 
 
 def generate_body(request: PromptRequest, model: str) -> dict[str, Any]:
@@ -72,6 +74,8 @@ def _contents(request: PromptRequest, model: str) -> list[dict[str, Any]]:
             turns[-1]["parts"] += parts
         elif parts:
             turns.append({"role": role, "parts": parts})
+    if turns and turns[0]["role"] == "model":
+        turns.insert(0, _BEFORE)
     if wants_signatures(model):
         for content in turns:
             for first in [part for part in content["parts"] if "functionCall" in part][:1]:

@@ -55,6 +55,9 @@ class FakeGemini(FakeLlmServer):
         if {"text": ""} in parts or not all(content["parts"] for content in body["contents"]):
             no_data = "parts[0].data: required oneof field 'data' must have one initialized field"
             return web.json_response(error_body(400, "INVALID_ARGUMENT", message=no_data), status=400)
+        if body["contents"][0]["role"] != "user":
+            order = "Please ensure that multiturn requests alternate between user and model."
+            return web.json_response(error_body(400, "INVALID_ARGUMENT", message=order), status=400)
         kinds = [{"functionResponse" in part for part in content["parts"]} for content in body["contents"]]
         if {True, False} in kinds:
             model_last = "Requests ending with a model turn are not supported."

@@ -265,6 +265,18 @@ def test_gemini_gets_the_results_of_a_turn_together_and_nothing_with_them() -> N
         assert all("text" in part for part in then["parts"])
 
 
+@pytest.mark.parametrize("opening", [Turn("assistant", "Oi, sou a Sofia!"), Turn("assistant", "", (CALL,))])
+def test_gemini_hears_the_user_first(opening: Turn) -> None:
+    history = (opening, Turn("tool", "50 g", result_of=CALL)) if opening.calls else (opening,)
+    request = dataclasses.replace(CONVERSATION, history=history, prompt="Oi")
+    for model in ("gemini-3.5-flash", "gemini-2.5-flash"):
+        for _ in range(2):
+            contents = gemini_generate.generate_body(request, model)["contents"]
+            before, opened = contents[:2]
+            assert before == {"role": "user", "parts": [{"text": "(início da conversa)"}]}
+            assert opened["role"] == "model"
+
+
 def test_gemini_3_is_told_which_calls_are_not_its_own() -> None:
     own, other = CALL, ToolCall("weigh", Weigh(food="pão", grams=25), id="call-8")
     for calls, signatures in (
