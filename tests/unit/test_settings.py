@@ -46,14 +46,16 @@ def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ("WORKER_LEASE_MS", "0"),
         ("GEMINI_PRICE", "0.5"),
         ("GEMINI_PRICE", "-1,2"),
+        ("GEMINI_API_KEY", "AIza-one\nAIza-two"),
     ],
 )
 def test_a_bad_value_is_named_and_not_quoted_where_secret(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigurationError, match=name):
+    with pytest.raises(ConfigurationError, match=name) as caught:
         load_settings()
+    assert "AIza" not in str(caught.value)
 
 
 def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
