@@ -106,9 +106,9 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
     if outlook is None:
         likely_s = max(ask.least_s, _UNKNOWN_LIKELY * ask.total_s)
         safe_s = late_s = _UNKNOWN_SAFE * ask.total_s
-        few = 1.0
+        doubt = 1.0
     else:
-        likely_s, safe_s, late_s, few = outlook.likely_s, outlook.safe_s, outlook.late_s, outlook.few
+        likely_s, safe_s, late_s, doubt = outlook.likely_s, outlook.safe_s, outlook.late_s, outlook.doubt
     not_before = max(now, tried.not_before) if tried else now
     last_resort_at = standing.ready_at if standing.last_resort_at is None else standing.last_resort_at
     wait_s = standing.wait_s
@@ -119,7 +119,7 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
         likely_s=wait_s + likely_s,
         safe_s=wait_s + safe_s,
         late_s=late_s,
-        sure_s=_RESCUE * (wait_s + few * safe_s),
+        sure_s=_RESCUE * (wait_s + doubt * safe_s),
         known=outlook is not None,
     )
 

@@ -39,7 +39,7 @@ class Outlook:
     """Seconds for one answer, without waiting and loading: half are done by `likely_s`, 19 of 20 by `safe_s`.
 
     Beyond `late_s`, nine of ten have come or been given up: one that has not is unusual. Unlike `safe_s` it does not
-    guess how long those would have taken that were given up, so hedging does not push it anywhere. `few` is 1 where
+    guess how long those would have taken that were given up, so hedging does not push it anywhere. `doubt` is 1 where
     many answers say so and 2 where one does.
     """
 
@@ -47,13 +47,13 @@ class Outlook:
     mean_s: float
     safe_s: float
     late_s: float
-    few: float = 1.0
+    doubt: float = 1.0
 
     def plus(self, seconds: float) -> Outlook:
         likely_s, mean_s, safe_s, late_s = (
             each + seconds for each in (self.likely_s, self.mean_s, self.safe_s, self.late_s)
         )
-        return Outlook(likely_s, mean_s, safe_s, late_s, self.few)
+        return Outlook(likely_s, mean_s, safe_s, late_s, self.doubt)
 
 
 class Forecast:
@@ -140,8 +140,8 @@ def _outlook(guessed: list[float], seen: list[float]) -> Outlook:
     likely_s = statistics.median(guessed)
     # Where more than one in ten hang, the quantile is of those that hung.
     late_s = min((1 + 1 / len(seen)) * _quantile(seen, _LATE_QUANTILE), _LATE_BEYOND_LIKELY * likely_s)
-    few = 1 + 1 / len(guessed)
-    return Outlook(likely_s, statistics.fmean(guessed), few * _quantile(guessed, _SAFE_QUANTILE), late_s, few)
+    doubt = 1 + 1 / len(guessed)
+    return Outlook(likely_s, statistics.fmean(guessed), doubt * _quantile(guessed, _SAFE_QUANTILE), late_s, doubt)
 
 
 def _quantile(samples: list[float], share: float) -> float:

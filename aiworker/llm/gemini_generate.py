@@ -77,14 +77,21 @@ def _contents(request: PromptRequest, model: str) -> list[dict[str, Any]]:
     if turns and turns[0]["role"] == "model":
         turns.insert(0, _BEFORE)
     if wants_signatures(model):
-        for content in turns:
-            for first in [part for part in content["parts"] if "functionCall" in part][:1]:
-                first.setdefault("thoughtSignature", _FROM_ELSEWHERE)
+        _sign_calls_from_elsewhere(turns)
     images = [
         {"inlineData": {"mimeType": "image/jpeg", "data": base64.b64encode(image).decode()}} for image in request.images
     ]
     last = [*images, *_text(request.prompt)]
     return [*turns, {"role": "user", "parts": last}] if last else turns
+
+
+def _sign_calls_from_elsewhere(turns: list[dict[str, Any]]) -> None:
+    """It is the first call of a turn that needs a signature."""
+    for content in turns:
+        for part in content["parts"]:
+            if "functionCall" in part:
+                part.setdefault("thoughtSignature", _FROM_ELSEWHERE)
+                break
 
 
 def _parts(turn: Turn) -> list[dict[str, Any]]:

@@ -43,6 +43,8 @@ class TorchEngine:
     To a card go bytes, and what comes back are the numbers of those few anchors that may be something.
     """
 
+    _runs_on = "torch"
+
     def __init__(self, spec: ChildSpec) -> None:
         self._spec = spec
         self._device = _device(spec.device)
@@ -68,7 +70,9 @@ class TorchEngine:
 
     @property
     def label(self) -> str:
-        return f"torch-{self._device.type}-{'fp16' if self._device.type == 'cuda' else 'fp32'}{self._reading}"
+        cuda = self._device.type == "cuda"
+        reading = "-jpeg" if self._reader else ""
+        return f"{self._runs_on}-{self._device.type}-{'fp16' if cuda else 'fp32'}{reading}"
 
     @property
     def pass_size(self) -> int:
@@ -79,10 +83,6 @@ class TorchEngine:
     def reader(self) -> Reader | None:
         """The card's JPEG unit, where it has one and what reads from it is installed."""
         return self._reader
-
-    @property
-    def _reading(self) -> str:
-        return "-jpeg" if self._reader else ""
 
     @property
     def names(self) -> Mapping[int, str]:
@@ -165,16 +165,14 @@ class GraphedTorchEngine(TorchEngine):
     then launched by one call instead of hundreds. Passes are filled up to a power of two, so that few are recorded.
     """
 
+    _runs_on = "torch-graph"
+
     def __init__(self, spec: ChildSpec) -> None:
         super().__init__(spec)
         if self._device.type != "cuda":
             raise ValueError("CUDA graphs need a CUDA device")
         self._seen: set[tuple[int, ...]] = set()
         self._recorded: OrderedDict[tuple[int, ...], _Recorded] = OrderedDict()
-
-    @property
-    def label(self) -> str:
-        return f"torch-graph-cuda-fp16{self._reading}"
 
     def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Valid until the next call."""
@@ -232,14 +230,12 @@ class _Recorded:
 class TensorRtEngine(TorchEngine):
     """The same on TensorRT in fp16: an export that ultralytics makes, for this card and this TensorRT only."""
 
+    _runs_on = "tensorrt"
+
     def __init__(self, spec: ChildSpec) -> None:
         super().__init__(spec)
         if self._device.type != "cuda":
             raise ValueError("TensorRT needs a CUDA device")
-
-    @property
-    def label(self) -> str:
-        return f"tensorrt-cuda-fp16{self._reading}"
 
     @property
     def pass_size(self) -> int:
