@@ -9,8 +9,9 @@ deadline and the routers' own times too, but for the three seconds that LiteLLM 
 
 LiteLLM is set up as its reliability pages advise: a group a provider with the other as fallback, a time limit that
 leaves the fallback its chance, everything else as it comes; once more with what it has for cooldowns switched on for a
-lone deployment, which it does not by default ("tuned"); and with both as one group, by order ("group"), which gets past
-a dead or hanging server sooner, but gives more up where Gemini is limited. Its environment is made below .benchmarks/.
+lone deployment, which it does not by default ("tuned"); with both as one group, by order ("group"), which gets past
+a dead or hanging server sooner, but gives more up where Gemini is limited; and without retries ("once"), which leaves
+the fallback nearly all of the time, and gives up what fails at both. Its environment is made below .benchmarks/.
 
     python benchmarks/llm_peers.py [--quick] [--only faults,costs] [--json FILE] [--check]
 """
@@ -37,8 +38,8 @@ from rich.table import Table
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".benchmarks" / "llm"
 REQUIREMENTS = HERE / "peers" / "llm.txt"
-OURS, LITELLM, TUNED, GROUP = WHO = ("ours", "litellm", "litellm tuned", "litellm group")
-SETUPS = {TUNED: "tuned", GROUP: "group"}
+OURS, LITELLM, TUNED, GROUP, ONCE = WHO = ("ours", "litellm", "litellm tuned", "litellm group", "litellm once")
+SETUPS = {TUNED: "tuned", GROUP: "group", ONCE: "once"}
 SECTIONS = ("faults", "costs")
 # LiteLLM's own pauses between tries, which have no argument.
 _PAUSES = {"INITIAL_RETRY_DELAY": 0.5, "MAX_RETRY_DELAY": 8.0, "JITTER": 0.75}

@@ -3,7 +3,7 @@
 Set up as its reliability pages advise: one model group a provider, each with the other as fallback, a time limit that
 leaves the fallback its chance, the rest by default; `tuned` counts failures of a lone deployment too, which is not its
 default, and retries once instead of twice; `group` is one group of both by order, where cooldowns and retries change
-over to the other by themselves.
+over to the other by themselves; `once` asks each at most once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from llms.openloop import Ask, arrive, steadily
 from peers.driving import cpu_s, drive, memory_mb
 
 _FIRST_SHARE = 0.47
+_OPTIONS: dict[str, dict[str, Any]] = {"tuned": {"num_retries": 1, "allowed_fails": 3}, "once": {"num_retries": 0}}
 
 
 def router_of(ports: dict[str, int], scale: float, *, setup: str = "", first: str = "ollama") -> Any:
@@ -56,7 +57,7 @@ def router_of(ports: dict[str, int], scale: float, *, setup: str = "", first: st
         ],
         fallbacks=[{"ollama": ["gemini"]}, {"gemini": ["ollama"]}],
         cooldown_time=5 * scale,
-        **({"num_retries": 1, "allowed_fails": 3} if setup == "tuned" else {}),
+        **_OPTIONS.get(setup, {}),
     )
 
 
