@@ -10,7 +10,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, JobInput, provenance
 from aiworker.analyses.foods import FoodLine, MealTotals, food_line, meal_totals, old_nutrition_totals
@@ -54,9 +54,11 @@ class SofiaImageInput(JobInput):
 class SeenFood(BaseModel):
     """One food that the vision model saw."""
 
+    model_config = ConfigDict(str_strip_whitespace=True)
+
     name: str = Field(min_length=2, max_length=80, description="nome em português com o preparo")
-    grams: float = Field(gt=0, le=_HEAVIEST_PORTION_G, description="gramas visíveis na foto")
-    confidence: float = Field(ge=0, le=1)
+    grams: float = Field(gt=0, le=_HEAVIEST_PORTION_G, strict=True, description="gramas visíveis na foto")
+    confidence: float = Field(ge=0, le=1, strict=True)
 
 
 class SeenMeal(BaseModel):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, JobInput, provenance
 from aiworker.analyses.foods import FoodLine, MealTotals, food_line, meal_totals
@@ -40,8 +40,10 @@ class SofiaTextInput(JobInput):
 class EatenFood(BaseModel):
     """One food that the model read in the text."""
 
+    model_config = ConfigDict(str_strip_whitespace=True)
+
     name: str = Field(min_length=2, max_length=80, description="nome em português com o preparo")
-    grams: float = Field(gt=0, le=5000, description="gramas (ou mililitros) consumidos")
+    grams: float = Field(gt=0, le=5000, strict=True, description="gramas (ou mililitros) consumidos")
 
 
 class EatenMeal(BaseModel):

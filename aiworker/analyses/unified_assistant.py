@@ -13,7 +13,9 @@ from pydantic import Field
 
 from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, JobInput, provenance
 from aiworker.analyses.prompt import Prompt, as_data, past_turn
-from aiworker.domain.completion import PromptRequest
+from aiworker.domain.completion import Completion, PromptRequest
+from aiworker.domain.errors import AnswerTruncated
+from aiworker.domain.messages import sentence
 
 Persona = Literal["sofia", "drvital"]
 
@@ -82,6 +84,7 @@ async def run(job: UnifiedAssistantInput, attempt: Attempt) -> UnifiedAssistantR
     with attempt.stage("save"):
         return UnifiedAssistantResult(
             **provenance(answer),
+            **_cut(answer),
             message=answer.text.strip(),
             personality=persona,
             personality_name=_NAMES[persona],
@@ -123,6 +126,14 @@ def _prompt(job: UnifiedAssistantInput, persona: Persona, facts: list[str]) -> P
         hedge=True,
         allow_degraded=False,
     )
+
+
+def _cut(answer: Completion) -> dict[str, Any]:
+    """The limit of tokens ends an answer in mid-sentence, which who shows it should know."""
+    if answer.finish != "length":
+        return {}
+    code = AnswerTruncated.code
+    return {"degraded": True, "degraded_code": code, "degraded_reason": sentence(code)}
 
 
 def _facts(context: dict[str, Any]) -> list[str]:

@@ -151,16 +151,21 @@ def _pull_from_ollama(settings: Settings, name: str, console: Console) -> None:
     with _ollama(settings, name, timeout_s=None) as client, _bars(console) as bars:
         tasks: dict[str, TaskID] = {}
         what = ""
-        for part in client.pull(name, stream=True):
-            what = part.status or name
-            if not part.total:
-                console.print(what)
-                continue
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=part.total)
-            bars.update(tasks[what], completed=part.completed or 0, total=part.total)
+        try:
+            for part in client.pull(name, stream=True):
+                what = part.status or name
+                if not part.total:
+                    console.print(what)
+                    continue
+                if what not in tasks:
+                    tasks[what] = bars.add_task(what, total=part.total)
+                bars.update(tasks[what], completed=part.completed or 0, total=part.total)
+        except httpx.HTTPError:
+            if not what:
+                raise
         if what != "success":
-            raise ValueError(what)
+            note = f"broke off at {what or 'the start'!r}: run it again, and it goes on from there"
+            raise ProviderUnavailable(note, provider="ollama")
     console.print(f"[bold]{name}[/bold] is in Ollama")
 
 

@@ -205,7 +205,7 @@ class KeyRejected(ProviderMisconfigured):
 
 
 class ModelNotFound(ProviderMisconfigured):
-    """Not pulled, or no such name."""
+    """Not pulled, or no such name. `details["only_model"]` is true where the provider is asked for no other one."""
 
     code = "provider_model_not_found"
 

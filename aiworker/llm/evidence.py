@@ -59,7 +59,8 @@ def evidence_of(error: ProviderError, wall_s: float) -> Evidence:
         return Evidence(Sign.DOWN if down else Sign.FAILING, error.code, error.retry_after)
     if isinstance(error, LocalOnly):
         return Evidence(Sign.NOTHING)
-    # One model may be missing while the other one works.
-    of_this_request = isinstance(error, RequestRejected | ModelNotFound | ModelCannotSee)
+    # Of two models one may be missing while the other one works.
+    one_of_two = isinstance(error, ModelNotFound) and not error.details.get("only_model")
+    of_this_request = one_of_two or isinstance(error, RequestRejected | ModelCannotSee)
     broken = isinstance(error, ProviderMisconfigured) and not of_this_request
     return Evidence(Sign.BROKEN if broken else Sign.WELL, error.code)

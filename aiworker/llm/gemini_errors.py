@@ -31,7 +31,19 @@ _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderError:
-    """The typed error of an answer that is not 200; the body may be an object, a one-element list, or not JSON."""
+    """The typed error of an answer that is not 200."""
+    return _typed(status, _error_in(body), retry_after_of(headers))
+
+
+def error_in_stream(body: bytes) -> ProviderError:
+    """The typed error that came in a stream that began with 200."""
+    error = _error_in(body)
+    code = error.get("code")
+    return _typed(code if isinstance(code, int) else 500, error, None)
+
+
+def _error_in(body: bytes) -> dict[str, Any]:
+    """The `error` object of a body that may be an object, a one-element list, or not JSON."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -39,14 +51,7 @@ def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderEr
     if isinstance(value, list):
         value = value[0] if value else {}
     item = value.get("error") if isinstance(value, dict) else None
-    return _typed(status, item if isinstance(item, dict) else {}, retry_after_of(headers))
-
-
-def error_of_item(item: Any) -> ProviderError:
-    """The typed error of an `error` object inside a stream that began with 200."""
-    error = item if isinstance(item, dict) else {}
-    code = error.get("code")
-    return _typed(code if isinstance(code, int) else 500, error, None)
+    return item if isinstance(item, dict) else {}
 
 
 def enum_name(value: Any) -> str:
@@ -71,6 +76,8 @@ def _typed(status: int, error: dict[str, Any], retry_after: float | None) -> Pro
         return ProviderRefused("Google cannot read the image", **facts)
     if facts["google_status"] == "FAILED_PRECONDITION":
         return ProviderMisconfigured("Google wants billing set up, or does not serve this country", **facts)
+    if status == 404:
+        return ModelNotFound("no such model: set GEMINI_MODEL", only_model=True, **facts)
     kind, note = _REFUSALS.get(status, (RequestRejected, "Google refuses the request as it is"))
     return kind(note, **facts)
 
@@ -78,7 +85,6 @@ def _typed(status: int, error: dict[str, Any], retry_after: float | None) -> Pro
 _REFUSALS: dict[int, tuple[type[ProviderMisconfigured], str]] = {
     401: (KeyRejected, "the key is not accepted: set GEMINI_API_KEY"),
     403: (KeyRejected, "the key may not use this model: check GEMINI_API_KEY's project"),
-    404: (ModelNotFound, "no such model: set GEMINI_MODEL"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiworker.domain.completion import Completion, FinishReason, PromptRequest, Tool, ToolCall, Turn
 from aiworker.domain.errors import AnswerBlocked, AnswerEmpty, AnswerInvalid, PromptBlocked, StreamBroken
-from aiworker.llm.gemini_errors import NAME, enum_name, error_of_item
+from aiworker.llm.gemini_errors import NAME, enum_name, error_in_stream
 from aiworker.llm.gemini_models import FREE, Price, takes_temperature, thinking_of, wants_signatures
 from aiworker.llm.http import json_object
 from aiworker.llm.structured import RawCall, Said, schema_hint, schema_of
@@ -131,17 +131,20 @@ class GenerateStream:
         self._usage: dict[str, Any] = {}
         self._finish = ""
         self._blocked = ""
+        self._bare = b""
         self._events = 0
         self._started = time.perf_counter()
         self._first = 0.0
 
-    def feed(self, line: bytes) -> None:
-        """Raises ProviderError for an error event or for data that is not JSON."""
+    def feed(self, line: bytes) -> bool:
+        """Whether the answer is complete. Raises ProviderError for an error event or for data that is not JSON."""
         if not line.startswith(b"data:"):
-            return
+            if self._bare or line.startswith((b"{", b"[")):
+                self._bare += line
+            return False
         item = json_object(line[5:], NAME)
         if "error" in item:
-            raise error_of_item(item["error"])
+            raise error_in_stream(line[5:])
         self._first = self._first or time.perf_counter()
         self._events += 1
         self._usage = _dict(item.get("usageMetadata")) or self._usage
@@ -150,6 +153,7 @@ class GenerateStream:
             for part in map(_dict, _list(_dict(candidate.get("content")).get("parts"))):
                 self._take(part)
             self._finish = str(candidate.get("finishReason") or self._finish)
+        return bool(self._finish)
 
     def _take(self, part: dict[str, Any]) -> None:
         if "functionCall" in part:
@@ -193,6 +197,9 @@ class GenerateStream:
             raise AnswerInvalid("the answer ended badly", provider=NAME, reason=enum_name(self._finish))
         if self._events and not self._pieces and not self._calls:
             raise AnswerEmpty("the answer has no candidates", provider=NAME)
+        if self._bare:
+            # An error as it would come alone, which Google puts into streams as well.
+            raise error_in_stream(self._bare)
         raise StreamBroken("the stream ended early", provider=NAME, phase="total")
 
     def _tokens(self) -> tuple[int, int]:

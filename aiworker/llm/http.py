@@ -20,6 +20,8 @@ LONGEST_WAIT_S = 86_400.0
 MAX_LINE = 1 << 20
 MAX_BODY = 8 << 20
 _MAX_ERROR_BODY = 64 << 10
+# After a complete answer there is nothing to wait for but the end of the stream.
+_LAST_WORDS_S = 0.5
 _JSON = {"Content-Type": "application/json"}
 
 ErrorMap = Callable[[int, bytes, Mapping[str, str]], ProviderError]
@@ -64,9 +66,10 @@ class Http:
         self._session: aiohttp.ClientSession | None = None
 
     async def post_lines(
-        self, path: str, body: Mapping[str, Any], deadline: Deadline, on_line: Callable[[bytes], None]
+        self, path: str, body: Mapping[str, Any], deadline: Deadline, on_line: Callable[[bytes], bool]
     ) -> None:
-        """Streams the answer's lines into `on_line`; an error that it raises closes the connection.
+        """Streams the answer's lines into `on_line`, which says whether the answer is complete: what the connection
+        does after that is no failure. An error that it raises closes the connection.
 
         The first line must come within `FIRST_TOKEN_SHARE` of the time left: what starts later would not end in time.
         Leaving early, by error, deadline or cancellation, closes the socket, which frees the provider's slot.
@@ -74,6 +77,7 @@ class Http:
         limit = deadline.remaining() * FIRST_TOKEN_SHARE
         phase = "first_token"
         lines = Lines(self._provider)
+        complete = False
         try:
             async with asyncio.timeout(limit) as clock, self._request("POST", path, body, deadline) as response:
                 await self._check(response)
@@ -82,11 +86,14 @@ class Http:
                         phase = "total"
                         clock.reschedule(asyncio.get_running_loop().time() + deadline.remaining())
                     for line in lines.feed(chunk):
-                        on_line(line)
+                        if on_line(line) and not complete:
+                            complete = True
+                            clock.reschedule(asyncio.get_running_loop().time() + _LAST_WORDS_S)
                 for line in lines.end():
                     on_line(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._failure(error, phase) from None
+            if not complete:
+                raise self._failure(error, phase) from None
 
     async def json(self, method: str, path: str, body: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         """One JSON object. Raises ProviderError."""

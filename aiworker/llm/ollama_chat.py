@@ -109,8 +109,8 @@ class ChatStream:
         self._calls: list[RawCall] = []
         self._last: dict[str, Any] | None = None
 
-    def feed(self, line: bytes) -> None:
-        """Raises ProviderError for an `error` line or for a line that is not JSON."""
+    def feed(self, line: bytes) -> bool:
+        """Whether this was the last line. Raises ProviderError for an `error` line or for a line that is not JSON."""
         item = json_object(line, NAME)
         if "error" in item:
             raise error_of_text(200, str(item["error"]))
@@ -121,6 +121,7 @@ class ChatStream:
             self._calls += [_call(item) for item in calls] if isinstance(calls, list) else []
         if item.get("done"):
             self._last = item
+        return self._last is not None
 
     def said(self) -> Said:
         """Raises StreamBroken where the stream ended before its `done` line."""

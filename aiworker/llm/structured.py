@@ -210,7 +210,7 @@ def repair_request(request: PromptRequest, said: Said, mistake: AnswerMistake) -
     calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in said.calls]
     shown = answer_text(said.completion.text) or (orjson.dumps(calls).decode() if calls else "(vazio)")
     asked = (Turn("user", request.prompt),) if request.prompt else ()
-    ending = "só com o JSON corrigido." if request.answer is not None else "sem esse erro."
+    ending = "só com o JSON corrigido." if request.answer is not None and not calls else "sem esse erro."
     return dataclasses.replace(
         request,
         history=(*request.history, *asked, Turn("assistant", shown[:_SHOWN_ANSWER])),

@@ -103,6 +103,7 @@ class FakeGemini(FakeLlmServer):
             await asyncio.sleep(reply.token_s)
             if index == 0:
                 await self._wait(reply.after_first)
+        await self._wait(reply.at_end)
         return response
 
     def _pieces(self, body: Body, reply: Reply) -> tuple[list[str], str]:

@@ -18,7 +18,8 @@ Body = dict[str, Any]
 class Reply:
     """One scripted answer. The default answers well.
 
-    `before` and `after_first` are awaited before the first token and after it: an event that nobody sets is a hang.
+    `before`, `after_first` and `at_end` are awaited before the first token, after it, and when all is said: an event
+    that nobody sets is a hang.
     After `cut_after` tokens the connection is aborted; `garbage_after` sends a line that is not JSON instead of a
     token, `error_after` an error inside the stream; `calls` are
     the functions that it asks for, after its text. `status` other than 200 answers `body` at once.
@@ -31,6 +32,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     before: asyncio.Event | None = None
     after_first: asyncio.Event | None = None
+    at_end: asyncio.Event | None = None
     cut_after: int | None = None
     garbage_after: int | None = None
     error_after: int | None = None

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 
@@ -29,7 +29,7 @@ class FakeOllama(FakeLlmServer):
     unscripted answers.
 
     Without `answer`, a schema-bound call gets a small valid instance, any other a short sentence. With `max_waiting`
-    set, a call beyond the slots and that many waiting gets the recorded 503.
+    set, a call beyond the slots and that many waiting gets the recorded 503. `pull_breaks` is how a pull ends early.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class FakeOllama(FakeLlmServer):
         self.version = version
         self.max_in_flight = None if max_waiting is None else slots + max_waiting
         self.in_flight = 0
+        self.pull_breaks: Literal["", "end", "abort"] = ""
 
     def add_routes(self, app: web.Application) -> None:
         app.router.add_get("/api/version", self._version)
@@ -92,6 +93,10 @@ class FakeOllama(FakeLlmServer):
             return response
         digest = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
         for completed in (0, 60_000_000, 143_762_688):
+            if completed and self.pull_breaks:
+                if self.pull_breaks == "abort" and request.transport:
+                    request.transport.abort()
+                return response
             layer = {"status": f"pulling {digest[7:19]}", "digest": digest, "total": 143_762_688}
             await response.write(_line(layer | ({"completed": completed} if completed else {})))
         for status in ("verifying sha256 digest", "writing manifest", "success"):
@@ -183,6 +188,7 @@ class FakeOllama(FakeLlmServer):
             await response.write(_line(item))
         if await _disturb(request, response, reply, len(tokens)):
             await response.write(_line(_item(body, "") | end))
+        await self._wait(reply.at_end)
         return response
 
     def _tokens(self, body: Body, reply: Reply) -> tuple[list[str], str]:

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from aiworker.analyses.base import Attempt, StageClock, Tools
-from aiworker.domain.completion import Completion, PromptRequest
+from aiworker.domain.completion import Completion, FinishReason, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detection, Detections
 from aiworker.domain.errors import NoProvider
@@ -43,7 +43,12 @@ class FunctionDetector:
 class FunctionModel:
     """Answers with `answer(request)`: text, a value, or an exception to raise. Keeps the requests."""
 
-    def __init__(self, answer: Callable[[PromptRequest], str | BaseModel | Exception] | None = None) -> None:
+    def __init__(
+        self,
+        answer: Callable[[PromptRequest], str | BaseModel | Exception] | None = None,
+        finish: FinishReason = "stop",
+    ) -> None:
+        self._finish = finish
         self._answer = answer or (
             lambda _: NoProvider(reasons={"gemini": "not_configured", "ollama": "not_configured"})
         )
@@ -56,7 +61,7 @@ class FunctionModel:
             raise answer
         text = answer if isinstance(answer, str) else answer.model_dump_json()
         value = None if isinstance(answer, str) else answer
-        return Completion(text=text, provider="gemini", model="fake", finish="stop", value=value, answer_tokens=5)
+        return Completion(text=text, provider="gemini", model="fake", finish=self._finish, value=value, answer_tokens=5)
 
 
 def detections(*found: tuple[str, float], width: int = 640, height: int = 480) -> Detections:

@@ -98,6 +98,13 @@ async def test_cancelling_closes_the_stream_and_frees_the_slot(side: Side, hang:
     assert (await side.model.complete(ask(), soon())).text == "Oi! Tudo bem?"
 
 
+async def test_a_complete_answer_counts_though_the_connection_stays_open(side: Side) -> None:
+    side.server.script(Reply("Sim.", at_end=asyncio.Event()))
+    assert (await side.model.complete(ask(), soon())).text == "Sim."
+    await side.server.disconnected()
+    assert not side.server.slots.locked()
+
+
 async def test_turns_in_which_nothing_was_said(side: Side) -> None:
     history = (Turn("assistant", ""), Turn("user", "oi"), Turn("assistant", ""), Turn("user", ""))
     assert (await side.model.complete(ask(history=history), soon())).text == "Oi! Tudo bem?"

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from io import StringIO
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from fakes.ollama_server import FakeOllama
@@ -93,6 +94,14 @@ async def test_pull_shows_a_bar_and_then_the_model_is_there(server: FakeOllama) 
     assert "gemma3:4b" in server.models
     with pytest.raises(ModelNotFound, match="library"):
         await asyncio.to_thread(pull, settings_for(server.url), "no-such-model", console)
+
+
+@pytest.mark.parametrize("how", ["end", "abort"])
+async def test_a_pull_that_breaks_off_says_to_go_on(server: FakeOllama, how: Literal["end", "abort"]) -> None:
+    server.library["gemma3:4b"] = ("completion",)
+    server.pull_breaks = how
+    with pytest.raises(ProviderUnavailable, match=r"broke off at 'pulling .*run it again"):
+        await asyncio.to_thread(pull, settings_for(server.url), "gemma3:4b", Console(file=StringIO()))
 
 
 async def test_no_ollama_is_said_with_what_to_do(server: FakeOllama) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import unicodedata
 
@@ -11,6 +12,7 @@ import pytest
 from fakes.ports import JOB_ID, FunctionDetector, FunctionImages, FunctionModel, attempt, detections
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from aiworker.analyses import sofia_image, sofia_text, unified_assistant
 from aiworker.analyses.base import Analysis
@@ -173,6 +175,21 @@ async def test_chat() -> None:
     assert result.api_used == "gemini/fake"
     assert (result.data_completeness, result.total_data_points) == (50, 1)
     assert result.model_dump(by_alias=True)["personalityName"] == "Sofia"
+
+
+async def test_a_chat_answer_that_was_cut_says_so() -> None:
+    model = FunctionModel(lambda _: "Coma mais fei", finish="length")
+    result = await unified_assistant.run(UnifiedAssistantInput(message="o que comer?"), attempt(model=model))
+    assert (result.message, result.degraded, result.degraded_code) == ("Coma mais fei", True, "answer_truncated")
+
+
+@pytest.mark.parametrize("food", [{"name": "   "}, {"grams": True}, {"grams": "200"}])
+@pytest.mark.parametrize("meal", [EatenMeal, SeenMeal])
+def test_what_is_no_food_is_not_stored(meal: type[BaseModel], food: dict[str, object]) -> None:
+    good = {"name": "ovo", "grams": 50, "confidence": 1}
+    assert meal.model_validate_json(json.dumps({"foods": [good]}))
+    with pytest.raises(ValidationError):
+        meal.model_validate_json(json.dumps({"foods": [good | food]}))
 
 
 async def test_chat_without_anybody_to_ask_fails() -> None:

@@ -45,6 +45,7 @@ WELL, FAILING, DOWN = Evidence(Sign.WELL), Evidence(Sign.FAILING, "f"), Evidence
         (ProviderRateLimited(retry_after=2, scope="day"), Evidence(Sign.LIMITED, "provider_rate_limited", 19 * 3600)),
         (KeyRejected(), Evidence(Sign.BROKEN, "provider_key_rejected")),
         (ModelNotFound(), Evidence(Sign.WELL, "provider_model_not_found")),
+        (ModelNotFound(only_model=True), Evidence(Sign.BROKEN, "provider_model_not_found")),
         (RequestRejected(), Evidence(Sign.WELL, "provider_request_rejected")),
         (PromptBlocked(), Evidence(Sign.WELL, "prompt_blocked")),
         (AnswerInvalid(), Evidence(Sign.WELL, "answer_invalid")),

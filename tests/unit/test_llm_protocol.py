@@ -443,6 +443,16 @@ def test_gemini_messages_do_not_reach_the_error() -> None:
     assert "secret" not in repr(vars(gemini_errors.error_of(400, raw, {})))
 
 
+def test_gemini_error_in_mid_stream_that_is_no_event() -> None:
+    stream = gemini_stream(candidate(None, "a"))
+    details = quota_details("GenerateRequestsPerMinutePerProjectPerModel", "5s")
+    for line in json.dumps([error_body(429, "RESOURCE_EXHAUSTED", details)], indent=2).splitlines():
+        stream.feed(line.strip().encode())
+    with pytest.raises(ProviderRateLimited) as caught:
+        stream.said()
+    assert (caught.value.retry_after, caught.value.scope) == (5, "minute")
+
+
 def gemini_stream(*events: Any) -> gemini_generate.GenerateStream:
     stream = gemini_generate.GenerateStream("gemini-2.5-flash", gemini_models.Price(0.3, 2.5))
     for event in events:

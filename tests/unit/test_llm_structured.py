@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import pkgutil
@@ -273,3 +274,5 @@ def test_repair_shows_a_wrong_call() -> None:
     repaired = repair_request(request, said, AnswerMistake(("there is no such function",)))
     assert repaired.history[1:] == (Turn("assistant", '[{"name":"rm","arguments":{"n":1}}]'),)
     assert "no such function" in repaired.prompt
+    with_form = repair_request(dataclasses.replace(request, answer=Answer), said, AnswerMistake(("x",)))
+    assert "JSON" not in with_form.prompt
