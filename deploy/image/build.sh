@@ -4,13 +4,12 @@
 #   deploy/image/build.sh cpu|cuda        the image, on that base
 #   deploy/image/build.sh try             runs the CPU image as compose.yaml would: migrations, weights, gateway and worker
 #                                         until healthy, a job, SIGTERM (needs root)
-# Environment: SUITE (bookworm), MIRROR (http://deb.debian.org/debian), VOLUMES (more -v arguments: pip's configuration, a
+# Environment: SUITE (bookworm), MIRROR (debootstrap's own), VOLUMES (more -v arguments: pip's configuration, a
 # folder of wheels); for try DATABASE_URL, and WEIGHTS, a folder with yolov8n.pt (else it is pulled).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 SUITE="${SUITE:-bookworm}"
-MIRROR="${MIRROR:-http://deb.debian.org/debian}"
 read -ra MOUNTS <<<"${VOLUMES:-}"
 BASE=localhost/aiworker-base:"$SUITE"
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER="${STORAGE_DRIVER:-vfs}"
@@ -18,7 +17,7 @@ export BUILDAH_ISOLATION=chroot STORAGE_DRIVER="${STORAGE_DRIVER:-vfs}"
 make_base() {
     local root
     root="$(mktemp -d)"
-    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv "$SUITE" "$root" "$MIRROR" >&2
+    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv "$SUITE" "$root" ${MIRROR:+"$MIRROR"} >&2
     rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
     local container
     container="$(buildah from scratch)"
