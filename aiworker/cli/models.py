@@ -187,5 +187,7 @@ def _ollama(settings: Settings, name: str = "", timeout_s: float | None = _TIMEO
         raise ProviderUnavailable(f"Ollama refused ({error.status_code}): {error.error}", provider="ollama") from None
     except (ConnectionError, httpx.HTTPError, ValueError, TypeError, AttributeError) as error:
         # The last three: something else than Ollama answers there.
-        note = f"no Ollama at {settings.ollama_url} ({type(error).__name__}): start it, or correct OLLAMA_URL"
+        # What stands before the @ is a password.
+        where = settings.ollama_url.rpartition("@")[2]
+        note = f"no Ollama at {where} ({type(error).__name__}): start it, or correct OLLAMA_URL"
         raise ProviderUnavailable(note, provider="ollama") from None

@@ -118,6 +118,12 @@ async def test_no_ollama_is_said_with_what_to_do(server: FakeOllama) -> None:
         details(settings_for(None), "x")
 
 
+def test_an_address_is_shown_without_its_password() -> None:
+    with pytest.raises(ProviderUnavailable, match=r"no Ollama at 127\.0\.0\.1:1 ") as caught:
+        ollama_table(settings_for("http://user:secret@127.0.0.1:1"))
+    assert "secret" not in str(caught.value)
+
+
 def test_show_of_weights(tmp_path: Path, yolo_weights: Path) -> None:
     shown = text_of(details(load_settings(models_dir=yolo_weights.parent), "yolov8n.pt"))
     assert "as YOLO_MODEL" in shown
