@@ -153,7 +153,8 @@ class GenerateStream:
             for part in map(_dict, _list(_dict(candidate.get("content")).get("parts"))):
                 self._take(part)
             self._finish = str(candidate.get("finishReason") or self._finish)
-        return bool(self._finish)
+        # A blocked prompt has no candidates, so nothing finishes.
+        return bool(self._finish or self._blocked)
 
     def _take(self, part: dict[str, Any]) -> None:
         if "functionCall" in part:

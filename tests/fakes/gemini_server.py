@@ -83,6 +83,7 @@ class FakeGemini(FakeLlmServer):
         await response.prepare(request)
         if reply.body is not None:
             await response.write(_event(reply.body))
+            await self._wait(reply.at_end)
             return response
         for number, (name, arguments) in enumerate(reply.calls):
             call = {"name": name, "args": arguments, "id": f"call-{number}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 from collections.abc import AsyncIterator
@@ -138,6 +139,12 @@ QUOTAS = {
     "429 in a list": (9.5, "day"),
     "429 header": (7, None),
 }
+
+
+async def test_a_blocked_prompt_counts_though_the_connection_stays_open(server: FakeGemini, model: GeminiModel) -> None:
+    server.script(Reply(body={"promptFeedback": {"blockReason": "SAFETY"}}, at_end=asyncio.Event()))
+    with pytest.raises(PromptBlocked):
+        await model.complete(ask(), soon(2))
 
 
 @pytest.mark.parametrize("name", FAILURES)
