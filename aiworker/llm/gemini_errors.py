@@ -70,6 +70,8 @@ def _typed(status: int, error: dict[str, Any], retry_after: float | None) -> Pro
         return ProviderTimeout("Google's own deadline ran out", phase="total", **facts)
     if status >= 500 or status == 499:
         return ProviderUnavailable("Google failed or is overloaded", retry_after=retry_after, **facts)
+    if 300 <= status < 400:
+        return ProviderMisconfigured("the address redirects, which is not followed: check GEMINI_URL", **facts)
     if any(item.get("reason") == "API_KEY_INVALID" for item in details):
         return KeyRejected("the key is not valid: set GEMINI_API_KEY", **facts)
     if "Unable to process input image" in message:

@@ -50,7 +50,10 @@ def error_of_text(status: int, text: str, retry_after: float | None = None) -> P
         return ProviderRateLimited("the server is busy", provider=NAME, retry_after=wait_s, status=status)
     if status in (401, 403):
         return ProviderMisconfigured("the server wants a login: check OLLAMA_URL", provider=NAME, status=status)
-    if _PERMANENT.search(text) or (300 <= status < 500 and status not in (408, 499)):
+    if 300 <= status < 400:
+        note = "the address redirects, which is not followed: check OLLAMA_URL"
+        return ProviderMisconfigured(note, provider=NAME, status=status)
+    if _PERMANENT.search(text) or (400 <= status < 500 and status not in (408, 499)):
         return RequestRejected("the server refuses the request as it is", provider=NAME, status=status)
     if status == 200:
         return StreamBroken("the server broke off its answer", provider=NAME, status=status)

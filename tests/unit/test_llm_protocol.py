@@ -109,7 +109,7 @@ def test_ollama_recorded_errors_are_typed(name: str, error: type[ProviderError],
         (400, '{"error":{"message":"request (8889 tokens) exceeds the available context size"}}', PromptTooLong),
         (500, "the prompt is longer than the context length currently available to the model", PromptTooLong),
         (401, "unauthorized", ProviderMisconfigured),
-        (301, "", RequestRejected),
+        (301, "", ProviderMisconfigured),
     ],
 )
 def test_ollama_other_errors(status: int, text: str, error: type[ProviderError]) -> None:
@@ -417,7 +417,7 @@ SCOPES = {id(body): "minute" for body in (RATE, RATE_LIST, IN_MINUTES, GARBLED)}
         (502, "<html>", ProviderUnavailable, None),
         (400, [], RequestRejected, None),
         (400, {"error": "text"}, RequestRejected, None),
-        (302, None, RequestRejected, None),
+        (302, None, ProviderMisconfigured, None),
     ],
 )
 def test_gemini_errors_are_typed(status: int, body: Any, error: type[ProviderError], retry_after: float | None) -> None:
