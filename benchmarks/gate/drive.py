@@ -21,6 +21,7 @@ from gate.plan import Arrival, Phase, arrivals
 _POLL_S = 2.0
 _THINK_S = 1.0
 _ONE_HOUR_S = 3600
+_PATIENCE_S = 30.0
 _ENDED = ("completed", "failed", "cancelled")
 
 
@@ -51,12 +52,14 @@ class Call:
 
 @dataclass
 class Log:
-    """What happened so far, shared with the display. `seen_s` is what users who poll saw, from due to result."""
+    """What happened so far, shared with the display. `seen_s` is what users who poll saw, from due to result; `unseen`
+    users were still polling when the gate gave up."""
 
     sent: list[Sent] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     seen_s: list[float] = field(default_factory=list)
     put_off: list[UUID] = field(default_factory=list)
+    unseen: int = 0
     phase: str = ""
 
 
@@ -99,9 +102,15 @@ class Driver:
         await asyncio.gather(*sends, _until(start + phase.seconds))
         await self._cancel_put_off(phase.name)
 
-    async def finish(self) -> None:
-        """Returns when every user has seen the result of the last job."""
-        await asyncio.gather(*self._users)
+    async def finish(self, patience_s: float = _PATIENCE_S) -> None:
+        """Returns when every user has seen the result of the last job, or when that takes too long: who polls a job
+        that is lost, or a gateway that is gone, would poll for good."""
+        if self._users:
+            done, late = await asyncio.wait(self._users, timeout=patience_s)
+            for user in late:
+                user.cancel()
+            self.log.unseen += len(late)
+            await asyncio.gather(*done)
         self._users.clear()
 
     def _jobs(self, phase: Phase, start: float) -> list[Coroutine[Any, Any, None]]:

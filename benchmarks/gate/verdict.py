@@ -115,14 +115,15 @@ def targets(
 
 
 def against_old(
-    old_rate: float, new_rate: float, old_pickup_s: Sequence[float], new_pickup_s: Sequence[float]
+    old_rate: float, new_rate: float, old_pickup_s: Sequence[float], new_pickup_s: Sequence[float], old_failed: int
 ) -> list[Target]:
-    """`rate` is jobs a second; of pick-up times, the medians."""
+    """`rate` is jobs a second; of pick-up times, the medians. A baseline whose jobs fail is none."""
     throughput = new_rate / old_rate if old_rate else math.nan
     pickup = percentile(old_pickup_s, 0.5) / max(1e-6, percentile(new_pickup_s, 0.5))
     return [
         Target("throughput against the old design", throughput, 5, "x", at_least=True),
         Target("pick-up against the old design", pickup, 20, "x", at_least=True),
+        Target("the old design's jobs that failed", float(old_failed), 1, ""),
     ]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,14 @@ class Watch:
         self.batch_buckets: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            await self.look()
-            await asyncio.sleep(_EVERY_S)
+        """Until cancelled. Where it dies no sample is left: what half a run needed must not pass for the whole."""
+        try:
+            while True:
+                await self.look()
+                await asyncio.sleep(_EVERY_S)
+        except Exception:
+            self.samples.clear()
+            raise
 
     async def look(self) -> Sample:
         depth = await self._database.fetchrow(_DEPTH)
@@ -105,6 +110,11 @@ class Watch:
         sums = {each.name.rpartition("_")[2]: each.value for each in found}
         series = sum(len(family.samples) for family in families.values())
         return sums.get("count", 0.0), sums.get("sum", 0.0), series
+
+
+def peak_mb(samples: Sequence[Sample]) -> float:
+    """NaN where nobody looked: that meets no target."""
+    return max((sample.total_mb for sample in samples), default=math.nan)
 
 
 def postmaster(folder: Path) -> int | None:

@@ -13,16 +13,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import uuid4
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from fakes.gemini_server import FakeGemini
+from fakes.llm_server import Reply
 from gate import soak, system
 from gate.drive import Call, Driver, Log, Sent
 from gate.mix import BY_NAME, KINDS, Quantiles, kinds_here, model_latency
+from gate.old_design import OldWorker
 from gate.plan import DAY_MEAN, Phase, arrivals, phases, soak_phases
 from gate.report import page
 from gate.show import Display, show_old
@@ -31,7 +36,7 @@ from gate.stand_ins import Addresses, purpose_of
 from gate.svg import cumulative, line_chart, ticks
 from gate.system import environment
 from gate.verdict import Job, Target, against_old, changes, percentile, summary, targets
-from gate.watch import Sample, Watch
+from gate.watch import Sample, Watch, peak_mb
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -161,6 +166,28 @@ async def test_everything_is_jobs_requests_of_every_kind_and_users() -> None:
     assert len(driver.log.seen_s) > users_began
 
 
+async def test_users_whose_gateway_is_gone_are_given_up_and_counted() -> None:
+    async def enqueue(_request: web.Request) -> web.Response:
+        return web.json_response({"jobId": str(uuid4())}, status=202)
+
+    app = web.Application()
+    app.router.add_post("/functions/v1/enqueue-analysis", enqueue)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        driver = Driver(session, str(server.make_url("")).rstrip("/"), "key", KINDS[:1], ["http://x/a.jpg"], Random(1))
+        await driver.run(Phase("users", "", "users", 3, 2.1))
+        async with asyncio.timeout(5):
+            await driver.finish(0.1)
+    assert driver.log.unseen == 3
+
+
+async def test_a_watch_that_died_leaves_no_memory_that_meets_a_target() -> None:
+    watch = Watch(None, None, "http://worker", {})  # type: ignore[arg-type]
+    watch.samples.append(sample())
+    with pytest.raises(AttributeError):
+        await watch.run()
+    assert not Target("total memory at its peak", peak_mb(watch.samples), 4000, "MB").met
+
+
 def test_percentiles_are_of_values_that_were_seen() -> None:
     assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
     assert percentile([1.0, 2.0, 3.0, 4.0], 0.95) == 4.0
@@ -208,11 +235,34 @@ def test_a_request_that_is_refused_has_failed_as_one_without_an_answer_has() -> 
 
 
 def test_the_old_design_is_the_bar() -> None:
-    assert missed(against_old(0.8, 5.0, [0.5], [0.01])) == set()
-    assert missed(against_old(2.0, 5.0, [0.5], [0.1])) == {
+    assert missed(against_old(0.8, 5.0, [0.5], [0.01], 0)) == set()
+    assert missed(against_old(2.0, 5.0, [0.5], [0.1], 1)) == {
         "throughput against the old design",
         "pick-up against the old design",
+        "the old design's jobs that failed",
     }
+
+
+async def test_gemini_answers_what_the_old_design_asks_and_a_refusal_is_no_job_done() -> None:
+    database = SimpleNamespace(execute=AsyncMock())
+    async with FakeGemini() as gemini, aiohttp.ClientSession() as session:
+
+        async def detect(_request: web.Request) -> web.Response:
+            return web.json_response({"objects": []})
+
+        app = web.Application()
+        app.router.add_post("/detect", detect)
+        async with TestServer(app) as yolo:
+            places = Addresses("", gemini.url, gemini.key, "", [])
+            worker = OldWorker(database, session, places, str(yolo.make_url("")).rstrip("/"))  # type: ignore[arg-type]
+            for kind in kinds_here():
+                body = json.dumps(kind.make(Random(1), "http://x/a.jpg"))
+                await worker._job({"id": 1, "type": kind.name, "input": body})
+            assert database.execute.await_count == len(kinds_here())
+            gemini.script(Reply(status=500))
+            with pytest.raises(aiohttp.ClientResponseError):
+                await worker._job({"id": 1, "type": "sofia_text", "input": "{}"})
+            assert database.execute.await_count == len(kinds_here())
 
 
 def rounds(*values: float) -> list[tuple[float, float]]:
