@@ -145,8 +145,10 @@ def _reachable(queue: PostgresQueue) -> Remembered[bool]:
 def _depth(queue: PostgresQueue) -> Remembered[QueueDepth | None]:
     async def ask() -> QueueDepth | None:
         try:
-            return await queue.depth()
-        except DatabaseUnavailable:
+            # Prometheus gives up after 10 s, and would take a slow database for a worker that is gone.
+            async with asyncio.timeout(_DATABASE_PATIENCE_S):
+                return await queue.depth()
+        except (DatabaseUnavailable, TimeoutError):
             return None
 
     return Remembered(ask)

@@ -11,7 +11,9 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from aiworker.cli import health
 from aiworker.cli.health import Remembered, gateway_ops
+from aiworker.domain.job import QueueDepth
 from aiworker.gateway.ops import Ops, build_ops_app
 from aiworker.inference.devices import memory_limit_mb
 from aiworker.queue.postgres import PostgresQueue
@@ -76,6 +78,26 @@ async def test_the_gateway_says_that_its_database_is_gone() -> None:
             samples = values(await response.text())
     assert samples["aiworker_health_check", "database"] == 0
     assert samples["aiworker_database_up", ""] == 0
+
+
+async def test_a_database_that_never_answers_does_not_hold_prometheus_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(PostgresQueue):
+        async def ping(self) -> None:
+            await asyncio.Event().wait()
+
+        async def depth(self) -> QueueDepth:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr(health, "_DATABASE_PATIENCE_S", 0.05)
+    metrics = Metrics()
+    ops = gateway_ops(load_settings(), Silent("postgresql://nobody@127.0.0.1:1/none"), metrics)
+    async with asyncio.timeout(5), serving(ops, metrics) as client:
+        status, body = await status_and_body(client, "/health/detailed")
+        async with client.get("/metrics") as response:
+            samples = values(await response.text())
+    assert (status, body["queue"]) == (503, None)
+    assert samples["aiworker_health_check", "database"] == 0
 
 
 async def test_the_gateway_in_the_seeds_shape(database_url: str) -> None:
