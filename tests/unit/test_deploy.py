@@ -69,6 +69,18 @@ def test_what_is_in_env_reaches_our_services_but_not_the_other_ones_secrets() ->
         assert service["environment"]["DATABASE_URL"].startswith("${DATABASE_URL:-"), name
 
 
+def test_a_port_in_env_does_not_move_what_health_checks_and_prometheus_ask() -> None:
+    scraped = (DEPLOY / "prometheus" / "prometheus.yaml").read_text()
+    for name, variable, host in (("gateway", "PORT", "HOST"), ("worker", "WORKER_PORT", "WORKER_HOST")):
+        environment = compose()["services"][name]["environment"]
+        assert f"{name}:{environment[variable]}" in scraped
+        assert environment[host] == "0.0.0.0"
+    gateway = compose()["services"]["gateway"]
+    port = gateway["environment"]["PORT"]
+    assert f":{port}/" in gateway["environment"]["HEALTH_URL"]
+    assert gateway["ports"][0].endswith(f":{port}")
+
+
 def test_every_variable_that_compose_asks_for_is_in_the_example() -> None:
     asked = set(re.findall(r"\$\{([A-Z_]+):\?", COMPOSE))
     example = set(re.findall(r"^([A-Z_]+)=", (DEPLOY / "example.env").read_text(), re.MULTILINE))
