@@ -47,7 +47,7 @@ _ENDED = "('completed', 'failed', 'cancelled')"
 _TALLY = f"""
 select count(*) filter (where status in {_ENDED}) as ended,
        count(*) filter (where status = 'completed') as completed,
-       count(*) as rows,
+       (select count(*) from analysis_jobs) as stored,
        (select count(*) from moves where was in {_ENDED}) as reopened,
        (select count(*) from (select job_id from moves where became in {_ENDED} group by job_id having count(*) > 1) t)
          as twice
@@ -56,8 +56,8 @@ select count(*) filter (where status in {_ENDED}) as ended,
 
 @dataclass(frozen=True)
 class Tally:
-    """Of the jobs that were accepted: `lost` have not ended, `twice` ended more than once, `doubled` were stored for
-    one request more than once."""
+    """Of the jobs that were accepted: `lost` have not ended, `twice` ended more than once. `doubled` are the rows that
+    are stored beyond one for each request."""
 
     accepted: int
     completed: int
@@ -82,6 +82,7 @@ class ChaosSystem:
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     accepted: dict[str, UUID] = field(default_factory=dict)
     level_mb: float = 0.0
+    _stored: int = 0
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def start(self, name: str, **more: str) -> None:
@@ -143,7 +144,8 @@ class ChaosSystem:
         keys = len(self.accepted)
         self.accepted.clear()
         lost = len(ids) - row["ended"]
-        return Tally(len(ids), row["completed"], lost, row["twice"] + row["reopened"], keys - len(set(ids)))
+        doubled, self._stored = row["stored"] - self._stored - keys, row["stored"]
+        return Tally(len(ids), row["completed"], lost, row["twice"] + row["reopened"], doubled)
 
     async def codes(self, ids: list[UUID]) -> dict[UUID, str | None]:
         connection = await asyncpg.connect(self.url)
