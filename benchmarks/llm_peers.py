@@ -155,7 +155,7 @@ def faults(bench: Bench) -> list[Bar]:
             bars.append(Bar(f"{name}: p95 of good answers / {other}", p95[0] / p95[1], "x", limit))
         for note, some in (("", names), (f", all but {names[-1]}", names[:-1])):
             wasted = [sum(rows[name, who].sent["wasted"] for name in some) for who in (OURS, other)]
-            # Tuned, it gives calls up instead of wasting them, and so it does without retries where all depends on dice:
+            # Tuned, it gives calls up instead of wasting them, and so it does without retries where dice decide all:
             # who answers every call must lose as many as they say. In a quick run everybody is still learning.
             gives_up = other == TUNED or (other == ONCE and some == names)
             limit = None if gives_up or sizes.scale != 1 else 0.2
