@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 import structlog
 from fakes.collector import FakeCollector, SeenSpan
+from fakes.databases import execute
 from fakes.gemini_server import FakeGemini, error_body
 from fakes.llm_server import Reply
 from fakes.ollama_server import FakeOllama
@@ -28,7 +29,7 @@ from aiworker.analyses.base import Tools
 from aiworker.analyses.registry import ANALYSES
 from aiworker.cli.wiring import traces_of
 from aiworker.domain.errors import ConfigurationError
-from aiworker.domain.job import ClaimedJob, Lease
+from aiworker.domain.job import ClaimedJob, Lease, NewJob
 from aiworker.domain.outcome import Completed, Failed, Outcome, Retry
 from aiworker.domain.ports import TextModel
 from aiworker.domain.retry import RetryPolicy
@@ -37,6 +38,7 @@ from aiworker.llm.lane import LaneRules
 from aiworker.llm.local_only import LocalOnlyRule
 from aiworker.llm.ollama import OllamaModel
 from aiworker.llm.router import ModelRouter
+from aiworker.queue.postgres import PostgresQueue, QueueRules
 from aiworker.scheduler.executor import JobExecutor
 from aiworker.settings import load_settings
 from aiworker.telemetry.logs import configure_logging
@@ -262,6 +264,26 @@ async def test_what_is_kept_here_never_reaches_gemini(ollama: FakeOllama, gemini
     assert isinstance(free, Completed)
     assert len(gemini.requests) == 1
     await router.close()
+
+
+async def test_the_page_says_how_to_erase_all_of_a_users_words(database_url: str, gemini: FakeGemini) -> None:
+    model = gemini_model(gemini)
+    outcome = await run("sofia_text", model, Metrics())
+    await model.close()
+    assert isinstance(outcome, Completed)
+    assert SECRET in json.dumps(outcome.result)
+    rules = QueueRules((ANALYSES["sofia_text"].job_type,))
+    found = re.search(r"## Erasing.*?```sql\n(.*?)```", PAGE, re.DOTALL)
+    assert found
+    async with PostgresQueue(database_url, rules) as queue:
+        await queue.configure(rules)
+        order = NewJob(user_id=USER, type="sofia_text", input=INPUTS["sofia_text"])
+        await queue.enqueue(order)
+        (claimed,) = await queue.claim("w", 1, 6.0, ["sofia_text"])
+        await queue.finalise([(claimed.lease, Completed(outcome.result, cache_ttl_s=3600))])
+        assert (await queue.enqueue(order)).cached_result
+        await execute(database_url, found.group(1).replace(":'user'", f"'{USER}'"))
+        assert not (await queue.enqueue(order)).cached_result
 
 
 def documented(name: str) -> dict[str, set[str]]:
