@@ -73,6 +73,29 @@ async def test_a_claim_passes_by_rows_that_an_open_claim_holds(queue: PostgresQu
     assert not held & taken
 
 
+async def test_a_claim_holds_only_what_it_takes(queue: PostgresQueue, other: Any) -> None:
+    """Of other priorities too: a job that one claim holds and leaves would start nowhere, though workers are idle."""
+    for priority in (1, 5, 9):
+        await queue.enqueue(new_job(priority=priority))
+    async with other.transaction():
+        [held] = await other.fetch("select id from claim_analyses('a', 1, '6 s', $1)", [TYPE])
+        taken = {job.id for job in await queue.claim("b", 10, LEASE_S, [TYPE])}
+
+    assert len(taken) == 2
+    assert held["id"] not in taken
+
+
+async def test_however_many_heads_are_held_what_stands_behind_them_is_taken(queue: PostgresQueue, other: Any) -> None:
+    for _ in range(40):
+        await queue.enqueue(new_job())
+    async with other.transaction():
+        held = {row["id"] for row in await other.fetch("select id from claim_analyses('a', 37, '6 s', $1)", [TYPE])}
+        taken = {job.id for job in await queue.claim("b", 2, LEASE_S, [TYPE])}
+
+    assert (len(held), len(taken)) == (37, 2)
+    assert not held & taken
+
+
 @pytest.mark.parametrize(
     "outcome", [Completed({}, 60), Failed("bad", "image_unreadable"), Retry(0, "x", "y"), Interrupted()]
 )

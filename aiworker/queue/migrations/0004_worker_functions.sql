@@ -56,6 +56,10 @@ as $$
 declare
   v_looked_at_s double precision := date_part('epoch', now());
   v_apart tid;
+  v_heads tid[];
+  v_reach integer := p_limit;
+  v_wanted integer := p_limit;
+  v_taken integer;
 begin
   if exists (select from analysis_pauses) then
     v_looked_at_s := null;
@@ -75,40 +79,53 @@ begin
   if found then
     v_looked_at_s := null;
   end if;
-  return query
-  with next_jobs as materialized (
-    select v_apart as row_id where v_apart is not null
-    union all (
-    select c.row_id
-      from unnest(case when v_apart is null then '{0,1,2,3,4,5,6,7,8,9,10}' else '{}' end::smallint[]) as l (line)
-     cross join lateral (
-       select j.ctid as row_id, j.place
-         from analysis_jobs j
-        where j.line = l.line and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
-          -- A millisecond less, for seconds as a number are not exact.
-          and j.place >= coalesce(to_timestamp(p_floors[l.line]) - interval '1 millisecond', '-infinity')
-        order by j.place
-        limit p_limit
-          for update skip locked) c
-     order by c.place
-     limit p_limit)
-  )
-  update analysis_jobs j
-     set status = 'processing',
-         attempts = j.attempts + 1,
-         worker_id = p_worker_id,
-         lease_token = p_token,
-         lease_expires_at = now() + p_lease,
-         started_at = now(),
-         updated_at = now(),
-         progress = 0,
-         stage = null
-    from next_jobs n
-   where j.ctid = n.row_id
-  returning j.id, j.lease_token, j.user_id, j.type, j.input, j.attempts, j.max_attempts,
-            date_part('epoch', j.deadline_at - now()), date_part('epoch', now() - j.run_after),
-            j.line = -3, date_part('epoch', j.place), v_looked_at_s;
-  if not found and v_looked_at_s is not null then
+  loop
+    v_heads := case when v_apart is not null then array[v_apart] else array(
+      select c.row_id
+        from unnest('{0,1,2,3,4,5,6,7,8,9,10}'::smallint[]) as l (line)
+       cross join lateral (
+         select j.ctid as row_id, j.place
+           from analysis_jobs j
+          where j.line = l.line and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
+            -- A millisecond less, for seconds as a number are not exact.
+            and j.place >= coalesce(to_timestamp(p_floors[l.line]) - interval '1 millisecond', '-infinity')
+          order by j.place
+          limit v_reach) c
+       order by c.place
+       limit v_reach) end;
+    return query
+    -- Only what is taken is locked: a row that this claim held and left would be passed over by another one.
+    with next_jobs as materialized (
+      select j.ctid as row_id
+        from unnest(v_heads) with ordinality as h (row_id, number)
+        join analysis_jobs j on j.ctid = h.row_id
+       where (j.line >= 0 or j.ctid = v_apart)
+         and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
+       order by h.number
+       limit v_wanted
+         for update of j skip locked)
+    update analysis_jobs j
+       set status = 'processing',
+           attempts = j.attempts + 1,
+           worker_id = p_worker_id,
+           lease_token = p_token,
+           lease_expires_at = now() + p_lease,
+           started_at = now(),
+           updated_at = now(),
+           progress = 0,
+           stage = null
+      from next_jobs n
+     where j.ctid = n.row_id
+    returning j.id, j.lease_token, j.user_id, j.type, j.input, j.attempts, j.max_attempts,
+              date_part('epoch', j.deadline_at - now()), date_part('epoch', now() - j.run_after),
+              j.line = -3, date_part('epoch', j.place), v_looked_at_s;
+    get diagnostics v_taken = row_count;
+    v_wanted := v_wanted - v_taken;
+    exit when v_wanted <= 0 or cardinality(v_heads) < v_reach;
+    -- Others hold the heads of the lines: what stands behind them is free.
+    v_reach := 4 * v_reach;
+  end loop;
+  if v_wanted = p_limit and v_looked_at_s is not null then
     looked_at_s := v_looked_at_s;
     return next;
   end if;
