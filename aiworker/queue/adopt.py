@@ -195,7 +195,7 @@ with old as (
          {type} as type, {input} as input, {result} as result, {error} as error, {error_code} as error_code,
          least(greatest({priority}, 1), 10) as priority,
          least(greatest({max_attempts}, 1), 32767) as max_attempts, least(greatest({attempts}, 0), 32767) as attempts,
-         least(coalesce({spent_ms}, {spent_s} * 1000), 2147483647)::integer as spent_ms, {worker_id} as worker_id,
+         coalesce({spent_ms}, {spent_s} * 1000) as spent_ms, {worker_id} as worker_id,
          {created_at} as created_at, {updated_at} as updated_at,
          {started_at} as started_at, {completed_at} as completed_at, {idempotency_key} as idempotency_key
     from public.analysis_jobs_before_aiworker o
@@ -220,7 +220,8 @@ select id, user_id, created_at, updated_at, created_at + interval '20 seconds', 
        coalesce(input, '{{}}'), case when becomes = 'pending' then 0 end,
        case when becomes <> 'pending' then started_at end,
        case when becomes <> 'pending' then coalesce(completed_at, updated_at, created_at) end,
-       case when becomes <> 'pending' then spent_ms end,
+       -- least() passes over null, and would make it the largest number that there is.
+       case when becomes <> 'pending' and spent_ms is not null then least(spent_ms, 2147483647)::integer end,
        case when becomes <> 'pending' then worker_id end,
        case when becomes = 'completed' then result end,
        case when becomes = 'failed' then coalesce(case when status = 'failed' then error end, $2::text) end,

@@ -127,6 +127,7 @@ async def test_every_row_of_production_becomes_one_of_ours(empty_database_url: s
         assert done.completed_at is not None
         assert (views["broken"].error, views["broken"].error_code) == ("Timeout", "internal_error")
         assert views["ancient"].error_code == views["spent"].error_code == "deadline_exceeded"
+        assert views["unwanted"].processing_time_ms is None
         claimed = await queue.claim("w", 9, 6.0, ["sofia_image", "sofia_text", "medical_exam"])
         assert [job.id for job in claimed] == [ids["stuck"], ids["waiting"], ids["fresh"]]
         assert claimed[2].input == {"text": "fresh"}
