@@ -6,6 +6,7 @@ Where they go is said by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPO
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from aiworker.domain.errors import WorkerError
 from aiworker.telemetry.traces import Attributes, Kind, Span, Traces
 
+_LAST_SEND_S = 3.0
 _KINDS: dict[Kind, SpanKind] = {
     "internal": SpanKind.INTERNAL,
     "client": SpanKind.CLIENT,
@@ -48,7 +50,10 @@ class OtelTraces(Traces):
                 raise
 
     def stop(self) -> None:
-        self._provider.shutdown()
+        # By itself it tries a collector that is away for up to half a minute, which a worker that stops has not got.
+        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(_LAST_SEND_S)
 
 
 class _OtelSpan(Span):

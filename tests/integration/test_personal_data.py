@@ -41,6 +41,7 @@ from aiworker.llm.router import ModelRouter
 from aiworker.queue.postgres import PostgresQueue, QueueRules
 from aiworker.scheduler.executor import JobExecutor
 from aiworker.settings import load_settings
+from aiworker.telemetry import otel
 from aiworker.telemetry.logs import configure_logging
 from aiworker.telemetry.metrics import Metrics
 from aiworker.telemetry.otel import OtelTraces
@@ -305,3 +306,13 @@ async def test_the_page_lists_what_is_sent_to_gemini(gemini: FakeGemini, name: s
     assert sent == page["sent"] & marked
     assert marked - sent == page["kept"] & marked
     assert ("inlineData" in json.dumps(request)) == ("photo" in page["sent"])
+
+
+async def test_a_collector_that_is_away_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(otel, "_LAST_SEND_S", 0.2)
+    traces = OtelTraces("worker-1")
+    with traces.span("job", "consumer", {}):
+        pass
+    async with asyncio.timeout(2):
+        await asyncio.to_thread(traces.stop)
