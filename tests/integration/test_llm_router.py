@@ -312,6 +312,8 @@ async def test_winner_of_a_race_closes_the_seconds_socket(
     await gemini.hung()
     gate.set()
     assert (await call).provider == "ollama"
+    # It was the first call that won, not another one after it was given up.
+    assert len(ollama.requests) == 2
     await gemini.disconnected()
 
 
