@@ -145,6 +145,19 @@ class TestFencing:
         view = await bench.view(job.id)
         assert (view.status, view.result) == (JobStatus.COMPLETED, {"kcal": 7})
 
+    async def test_a_stale_token_prolongs_nobody_elses_lease(self, bench: Bench) -> None:
+        await bench.add()
+        stale = await bench.claim_one()
+        await bench.advance(LEASE_S + 1)
+        assert await bench.queue.rescue() == 1
+        await bench.claim_one()
+        await bench.advance(LEASE_S - 1)
+
+        assert (await bench.queue.renew([stale.lease], LEASE_S)).lost == {stale.id}
+
+        await bench.advance(2)
+        assert await bench.queue.rescue() == 1
+
     async def test_a_batch_writes_what_holds_and_names_the_rest(self, bench: Bench) -> None:
         for _ in range(3):
             await bench.add()
