@@ -36,7 +36,7 @@ select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s
   from public.claim_analyses($1, $2, $3, $4, $5, $6, $7)"""
 _RENEW = "select * from public.renew_leases($1, $2, $3)"
 _REPORT = "select public.report_progress($1, $2, $3, $4)"
-FINALISE = "select public.finalise_analyses($1, $2, $3, $4, $5, $6, $7, $8) as lost"
+FINALISE = "select public.finalise_analyses($1, $2, $3, $4, $5, $6, $7, $8, $9) as lost"
 _RESCUE = "select rescued, earliest_s from public.rescue_expired($1, $2, $3)"
 _CONFIGURE = "select public.configure_analyses($1, $2, $3)"
 _PAUSE = "select public.pause_analyses($1)"
@@ -80,6 +80,7 @@ class PostgresQueue:
         self._floors = Floors()
         self._walks = Walks()
         self._untold = rules
+        self._versions: dict[str, str] | None = None
 
     async def __aenter__(self) -> Self:
         await self._database.__aenter__()
@@ -97,12 +98,13 @@ class PostgresQueue:
             for each in rules.types
         ]
         await self._database.fetch(_CONFIGURE, types, rules.max_active, rules.max_attempts)
+        self._untold = None
+        self._versions = {each.name: each.version for each in rules.types}
 
     async def _tell(self) -> None:
         # At the first use and not when it is opened, for the database may not be there yet.
         if (rules := self._untold) is not None:
             await self.configure(rules)
-            self._untold = None
 
     async def enqueue(self, job: NewJob) -> Enqueued:
         """Raises TooManyActiveJobs, IdempotencyConflict, UnknownJobType, InputRejected for what cannot be stored."""
@@ -177,7 +179,7 @@ class PostgresQueue:
         """Answers the ids whose lease was gone."""
         if not outcomes:
             return frozenset()
-        rows = await self._database.fetch(FINALISE, *outcome_columns(outcomes))
+        rows = await self._database.fetch(FINALISE, *outcome_columns(outcomes), self._versions)
         return frozenset(row["lost"] for row in rows)
 
     async def rescue(self) -> int:

@@ -151,7 +151,7 @@ async def bare(url: str, jobs: int, batch: int) -> dict[str, float]:
                 claimed = claimed_jobs(rows, token)
                 if not claimed:
                     break
-                await finalise.fetch(*outcome_columns([(job.lease, Completed({})) for job in claimed]))
+                await finalise.fetch(*outcome_columns([(job.lease, Completed({})) for job in claimed]), None)
         return metering.figures | {"left": await connection.fetchval(LEFT)}
 
 

@@ -13,9 +13,9 @@ from fakes.queue_bench import LEASE_S, RULES, SHARED
 from fakes.queue_bench import TEXT as TYPE
 
 from aiworker.domain.errors import TooManyActiveJobs
-from aiworker.domain.job import ClaimedJob, JobStatus, NewJob
+from aiworker.domain.job import ClaimedJob, JobStatus, JobType, NewJob
 from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Retry
-from aiworker.queue.postgres import PostgresQueue
+from aiworker.queue.postgres import PostgresQueue, QueueRules
 
 
 @pytest.fixture
@@ -137,6 +137,20 @@ async def test_the_limit_counts_a_job_whose_transaction_was_still_open(queue: Po
 
     with pytest.raises(TooManyActiveJobs):
         await second
+
+
+async def test_what_an_old_release_finds_is_not_shared_as_the_new_ones(queue: PostgresQueue, database_url: str) -> None:
+    newer = QueueRules((JobType(SHARED, "2", slo_s=20.0, sharing="everyone"),))
+    async with PostgresQueue(database_url, newer) as new_release:
+        first, second = [await new_release.enqueue(new_job(type=SHARED)) for _ in range(2)]
+        [by_old] = await queue.claim("old", 9, LEASE_S, [SHARED])
+        assert await queue.finalise([(by_old.lease, Completed({"by": "old"}, 60))]) == frozenset()
+        assert (await new_release.status(by_old.id, None)).result == {"by": "old"}
+
+        [by_new] = await new_release.claim("new", 9, LEASE_S, [SHARED])
+        assert {by_old.id, by_new.id} == {first.job_id, second.job_id}
+        assert await new_release.finalise([(by_new.lease, Completed({"by": "new"}, 60))]) == frozenset()
+        assert (await new_release.enqueue(new_job(type=SHARED))).cached_result == {"by": "new"}
 
 
 class TestSingleFlight:

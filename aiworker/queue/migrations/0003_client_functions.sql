@@ -28,8 +28,8 @@ begin
 end;
 $$;
 
--- What makes two requests the same: type, version of the analysis, the whole input, and the user where results may
--- not be shared between users. Null where they may not be shared at all.
+-- What makes two requests the same: type, the whole input, the user where results may not be shared between users, and,
+-- to be read after the first 65 characters, the version of the analysis. Null where they may not be shared at all.
 create or replace function public.analysis_cache_key(p_type public.analysis_types, p_user_id uuid, p_input jsonb)
 returns text
 language sql immutable parallel safe
@@ -37,7 +37,8 @@ set search_path = public, pg_temp
 as $$
   select case (p_type).sharing when 'never' then null else
     encode(sha256(convert_to(analysis_canonical(jsonb_build_array(
-      (p_type).type, (p_type).version, case (p_type).sharing when 'user' then p_user_id end, p_input)), 'UTF8')), 'hex')
+      (p_type).type, case (p_type).sharing when 'user' then p_user_id end, p_input)), 'UTF8')), 'hex')
+    || ' ' || (p_type).version
   end
 $$;
 

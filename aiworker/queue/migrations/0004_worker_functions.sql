@@ -183,12 +183,14 @@ end;
 $$;
 
 -- The arrays run in parallel; `p_kinds` holds completed, retry, failed or interrupted. A retry without attempts left has
--- failed. A result with a `p_cache_ttls_s` above zero is shared with identical requests for that long. Answers the ids
--- whose lease was gone, with a cancel too: nothing is written of those.
+-- failed. A result with a `p_cache_ttls_s` above zero is shared with identical requests for that long, unless another
+-- version of the analysis was asked for than the worker's own, which `p_versions` holds by type: while a new release
+-- comes, old workers serve new jobs too. Answers the ids whose lease was gone, with a cancel too: nothing is written of
+-- those.
 create or replace function public.finalise_analyses(
   p_ids uuid[], p_tokens uuid[], p_kinds text[], p_results jsonb[] default null,
   p_cache_ttls_s double precision[] default null, p_delays_s double precision[] default null,
-  p_errors text[] default null, p_error_codes text[] default null
+  p_errors text[] default null, p_error_codes text[] default null, p_versions jsonb default null
 ) returns setof uuid
 language plpgsql security definer
 set search_path = public, pg_temp
@@ -260,6 +262,7 @@ begin
       from unnest(p_ids, p_cache_ttls_s) as o (id, ttl_s)
       join analysis_jobs j on j.id = o.id
      where j.id = any (v_ended) and j.status = 'completed' and j.cache_key is not null and o.ttl_s > 0
+       and (p_versions is null or substr(j.cache_key, 66) = p_versions ->> j.type)
      order by j.cache_key
     on conflict (cache_key) do update
        set type = excluded.type, response = excluded.response, expires_at = excluded.expires_at,
@@ -267,7 +270,10 @@ begin
   end if;
   if v_followed then
     for v_leader in
-      select j.cache_key, case when j.status = 'completed' and o.ttl_s > 0 then j.result end as result
+      select j.cache_key,
+             case when j.status = 'completed' and o.ttl_s > 0
+                       and (p_versions is null or substr(j.cache_key, 66) = p_versions ->> j.type)
+                  then j.result end as result
         from unnest(p_ids, p_cache_ttls_s) as o (id, ttl_s)
         join analysis_jobs j on j.id = o.id
        where j.id = any (v_ended) and j.leads
