@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid5
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -195,7 +196,8 @@ def _result(
     return SofiaImageResult(
         **shared,
         requires_confirmation=bool(lines),
-        analysis_id=str(attempt.job_id),
+        # Not the job: whoever has a shared result would learn of another user's, and when it was enqueued.
+        analysis_id=str(uuid5(attempt.job_id, "analysis")),
         sofia_analysis={
             "analysis": _message(lines, totals, meal.notes if meal else ""),
             "personality": "sofia",
@@ -276,7 +278,7 @@ def _message(lines: list[FoodLine], totals: MealTotals, notes: str) -> str:
 
 ANALYSIS = Analysis(
     name="sofia_image",
-    version="2",
+    version="3",
     input_model=SofiaImageInput,
     run=run,
     slo_s=15.0,

@@ -92,8 +92,8 @@ _REFUSALS: dict[int, tuple[type[ProviderMisconfigured], str]] = {
 
 def _retry_delay(details: list[dict[str, Any]], message: str) -> float | None:
     for item in details:
-        if str(item.get("@type", "")).endswith("RetryInfo"):
-            return _seconds(item.get("retryDelay"))
+        if str(item.get("@type", "")).endswith("RetryInfo") and (delay := _seconds(item.get("retryDelay"))) is not None:
+            return delay
     said = _RETRY_IN.search(message)
     return _seconds(said.group(1)) if said else None
 

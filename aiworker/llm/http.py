@@ -68,8 +68,8 @@ class Http:
     async def post_lines(
         self, path: str, body: Mapping[str, Any], deadline: Deadline, on_line: Callable[[bytes], bool]
     ) -> None:
-        """Streams the answer's lines into `on_line`, which says whether the answer is complete: what the connection
-        does after that is no failure. An error that it raises closes the connection.
+        """Streams the answer's lines into `on_line`, which says whether the answer is complete: what comes after
+        that is no failure. An error that it raises closes the connection.
 
         The first line must come within `FIRST_TOKEN_SHARE` of the time left: what starts later would not end in time.
         Leaving early, by error, deadline or cancellation, closes the socket, which frees the provider's slot.
@@ -94,6 +94,9 @@ class Http:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if not complete:
                 raise self._failure(error, phase) from None
+        except ProviderError:
+            if not complete:
+                raise
 
     async def json(self, method: str, path: str, body: Mapping[str, Any] | None, deadline: Deadline) -> dict[str, Any]:
         """One JSON object. Raises ProviderError."""

@@ -157,6 +157,9 @@ class Lane:
         evidence = evidence_of(error, moment.wall)
         if evidence.sign is Sign.DOWN:
             self.residence.gone()
+        if evidence.sign in (Sign.DOWN, Sign.LIMITED):
+            # It was turned away, and nothing was read.
+            self._give_back_tokens(moment.now, call)
         self._end(moment.now, call, evidence)
 
     def left(self, moment: Moment, call: Call, cost_usd: float = 0.0) -> str:
@@ -223,6 +226,9 @@ class Lane:
     def _give_back(self, now: float, call: Call) -> None:
         if self._requests:
             self._requests.take(now, -1)
+        self._give_back_tokens(now, call)
+
+    def _give_back_tokens(self, now: float, call: Call) -> None:
         if self._tokens:
             self._tokens.take(now, -(call.size.prompt_tokens + call.size.max_tokens))
 

@@ -104,6 +104,8 @@ class FakeGemini(FakeLlmServer):
             await asyncio.sleep(reply.token_s)
             if index == 0:
                 await self._wait(reply.after_first)
+        if reply.rubbish_at_end:
+            await response.write(b"data: {broken\r\n\r\n")
         await self._wait(reply.at_end)
         return response
 

@@ -19,10 +19,9 @@ class Reply:
     """One scripted answer. The default answers well.
 
     `before`, `after_first` and `at_end` are awaited before the first token, after it, and when all is said: an event
-    that nobody sets is a hang.
-    After `cut_after` tokens the connection is aborted; `garbage_after` sends a line that is not JSON instead of a
-    token, `error_after` an error inside the stream; `calls` are
-    the functions that it asks for, after its text. `status` other than 200 answers `body` at once.
+    that nobody sets is a hang. After `cut_after` tokens the connection is aborted; `garbage_after` sends a line that is
+    not JSON instead of a token, `rubbish_at_end` after the whole answer, `error_after` an error inside the stream;
+    `calls` are the functions that it asks for, after its text. `status` other than 200 answers `body` at once.
     """
 
     text: str | None = None
@@ -33,6 +32,7 @@ class Reply:
     before: asyncio.Event | None = None
     after_first: asyncio.Event | None = None
     at_end: asyncio.Event | None = None
+    rubbish_at_end: bool = False
     cut_after: int | None = None
     garbage_after: int | None = None
     error_after: int | None = None

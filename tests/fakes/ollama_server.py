@@ -188,6 +188,8 @@ class FakeOllama(FakeLlmServer):
             await response.write(_line(item))
         if await _disturb(request, response, reply, len(tokens)):
             await response.write(_line(_item(body, "") | end))
+        if reply.rubbish_at_end:
+            await response.write(b"<html>not json\n")
         await self._wait(reply.at_end)
         return response
 

@@ -105,6 +105,11 @@ async def test_a_complete_answer_counts_though_the_connection_stays_open(side: S
     assert not side.server.slots.locked()
 
 
+async def test_what_comes_after_a_complete_answer_does_not_take_it_back(side: Side) -> None:
+    side.server.script(Reply("Sim.", rubbish_at_end=True))
+    assert (await side.model.complete(ask(), soon())).text == "Sim."
+
+
 async def test_turns_in_which_nothing_was_said(side: Side) -> None:
     history = (Turn("assistant", ""), Turn("user", "oi"), Turn("assistant", ""), Turn("user", ""))
     assert (await side.model.complete(ask(history=history), soon())).text == "Oi! Tudo bem?"

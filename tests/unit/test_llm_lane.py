@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from aiworker.domain.completion import Completion
-from aiworker.domain.errors import ProviderError, ProviderRateLimited, ProviderUnavailable, ProviderUnreachable
+from aiworker.domain.errors import (
+    ProviderError,
+    ProviderRateLimited,
+    ProviderUnavailable,
+    ProviderUnreachable,
+    StreamBroken,
+)
 from aiworker.llm.forecast import Size
 from aiworker.llm.lane import Call, Lane, LaneRules, Moment
 from aiworker.llm.measures import described
@@ -110,6 +116,18 @@ def test_unused_tokens_come_back() -> None:
     assert standing(one, 0).ready_at == pytest.approx(1000 / 300)
     one.answered(at(0), call, completion(prompt_tokens=100, answer_tokens=10))
     assert standing(one, 0).ready_at == pytest.approx(110 / 300)
+
+
+@pytest.mark.parametrize(
+    ("error", "used"),
+    [(ProviderRateLimited(retry_after=0.25), False), (ProviderUnavailable(status=503), False), (StreamBroken(), True)],
+)
+def test_who_is_turned_away_has_used_no_tokens(error: ProviderError, used: bool) -> None:
+    one = lane(slots=9, tokens_per_minute=20_000)
+    one.failed(at(0), enter(one, 0), error)
+    # 2000 at once: after two calls of 1000 the third one waits longer than for the failed one's rest.
+    enter(one, 0)
+    assert (standing(one, 0).reason == RATE_LIMITED) == used
 
 
 def test_a_call_that_leaves_the_line_gives_its_request_back() -> None:

@@ -382,6 +382,8 @@ def test_gemini_thinks_as_little_as_it_can(model: str, config: dict[str, Any] | 
 RATE = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerMinutePerProject", "53s"))
 PER_DAY = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerDayPerProject-FreeTier", "0.5s"))
 SAID = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 53.5s.")
+EMPTY_INFO = [{"@type": "type.googleapis.com/google.rpc.RetryInfo"}]
+SAID_BESIDE = error_body(429, "RESOURCE_EXHAUSTED", EMPTY_INFO, message="Please retry in 7.5s.")
 SAID_MS = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 250ms.")
 SAID_HOURS = error_body(429, "RESOURCE_EXHAUSTED", message="quota. Please retry in 14h28m39.5s.")
 IN_MINUTES = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerMinutePerProject", "18m5s"))
@@ -406,6 +408,7 @@ SCOPES = {id(body): "minute" for body in (RATE, RATE_LIST, IN_MINUTES, GARBLED)}
         (429, RATE_LIST, ProviderRateLimited, 53.0),
         (429, PER_DAY, ProviderRateLimited, 0.5),
         (429, SAID, ProviderRateLimited, 53.5),
+        (429, SAID_BESIDE, ProviderRateLimited, 7.5),
         (429, SAID_MS, ProviderRateLimited, 0.25),
         (429, SAID_HOURS, ProviderRateLimited, 14 * 3600 + 28 * 60 + 39.5),
         (429, IN_MINUTES, ProviderRateLimited, 18 * 60 + 5),
