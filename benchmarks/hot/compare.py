@@ -6,8 +6,9 @@ slower or busier machine changes both. What is left of noise shows in the quarti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 Verdict = Literal["same", "faster", "slower", "new"]
@@ -27,8 +28,14 @@ class Timing:
 
 def relative(quartiles: tuple[float, float, float], yardstick_s: float) -> Timing:
     """`quartiles` in seconds."""
-    low, median, high = (each / yardstick_s for each in quartiles)
-    return Timing(low, median, high)
+    return Timing(*(each / yardstick_s for each in quartiles))
+
+
+def together(turns: Sequence[Timing]) -> Timing:
+    """Of turns some seconds apart: what they differ by is noise, so quartiles are the furthest that any turn had."""
+    return Timing(
+        min(turn.low for turn in turns), median(turn.median for turn in turns), max(turn.high for turn in turns)
+    )
 
 
 def verdict(before: Timing | None, now: Timing) -> Verdict:

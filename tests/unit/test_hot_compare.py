@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hot.compare import Timing, relative, verdict, verdicts
+from hot.compare import Timing, relative, together, verdict, verdicts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +15,13 @@ def test_a_function_that_became_slower_is_told_from_a_noisy_one() -> None:
     assert verdict(BEFORE, Timing(1.15, 1.2, 1.25)) == "same", "within what two runs of the same code differ by"
     assert verdict(BEFORE, Timing(0.4, 0.5, 0.6)) == "faster"
     assert verdict(None, BEFORE) == "new"
+
+
+def test_what_turns_differ_by_is_noise() -> None:
+    kept = together([Timing(0.95, 1.0, 1.05), Timing(1.35, 1.4, 1.45), Timing(0.95, 1.0, 1.05)])
+    assert kept == Timing(0.95, 1.0, 1.45)
+    assert verdict(kept, Timing(1.35, 1.4, 1.45)) == "same"
+    assert verdict(kept, Timing(1.9, 2.0, 2.1)) == "slower"
 
 
 @given(st.floats(0.1, 100), st.floats(1e-6, 1))
