@@ -272,11 +272,13 @@ def show_model(name: str) -> None:
 def placement(as_json: bool) -> None:
     """Show which inference children the worker would start, on which device, and why.
 
-    Follows MEMORY_BUDGET_MB, INFERENCE_DEVICE, INFERENCE_PROCESSES, INFERENCE_THREADS and what Ollama holds now.
+    Follows MEMORY_BUDGET_MB, INFERENCE_DEVICE, INFERENCE_PROCESSES, INFERENCE_THREADS, what Ollama holds now, and what
+    was measured best when the worker first served these weights.
     """
-    from aiworker.cli.placement import described, placement_for, table_of
+    from aiworker.cli.placement import described, table_of
+    from aiworker.cli.profiles import foreseen
 
-    machine, placed = placement_for(load_settings())
+    machine, placed = foreseen(load_settings())
     if as_json:
         _console.print_json(json.dumps(described(machine, placed)))
         return

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from aiworker.cli.placement import placement_for
+from aiworker.domain.errors import WeightsUnavailable
 from aiworker.inference.devices import Machine
 from aiworker.inference.engines.exports import version
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.placement import Placement
 from aiworker.inference.profile import ENGINES, FALLBACK, Candidate, Measured, Profile, candidates, card_candidates
-from aiworker.inference.profiling import Sample, known_or_measured, measure_all, profile_file, serving, write
+from aiworker.inference.profiling import Sample, known_or_measured, measure_all, profile_file, read, serving, write
 from aiworker.inference.weights import resolve_weights
 from aiworker.settings import Settings
 from aiworker.telemetry.logs import configure_logging, get_logger
@@ -60,6 +61,32 @@ async def plan_for(settings: Settings, weights: Path) -> Plan:
     total = best.processes * placement.devices
     _, placement = await asyncio.to_thread(placement_for, settings, processes=total, threads=best.threads)
     return _placed(serving(spec, best), placement, profile.why)
+
+
+def foreseen(settings: Settings) -> tuple[Machine, Placement]:
+    """What the worker would start now, with the split that was measured best where that is known. Blocks for up to
+    seconds. Raises ConfigurationError when no child fits."""
+    machine, placement = placement_for(settings)
+    if settings.inference_engine != "auto":
+        return machine, placement
+    kept = _kept(settings, machine, placement)
+    if kept is None or (chosen := kept.chosen) is None:
+        note = "the worker measures engines, children and threads when it first serves these weights here"
+        return machine, replace(placement, notes=(*placement.notes, note))
+    best = chosen.candidate
+    total = best.processes * placement.devices
+    machine, placement = placement_for(settings, processes=total, threads=best.threads)
+    note = f"measured here: {best.engine}, {best.precision}, {_split(best)}; {kept.why}"
+    return machine, replace(placement, notes=(*placement.notes, note))
+
+
+def _kept(settings: Settings, machine: Machine, placement: Placement) -> Profile | None:
+    try:
+        weights = resolve_weights(settings.yolo_model, settings.models_dir)
+    except WeightsUnavailable:
+        return None
+    spec = _spec(settings, weights, placement.children[0].device)
+    return read(_ground(settings, spec, machine, placement).file)
 
 
 async def show_profile(settings: Settings, console: Console, *, again: bool) -> None:

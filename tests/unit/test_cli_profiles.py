@@ -44,3 +44,35 @@ async def test_on_a_card_the_engine_is_measured_too(
     engine = {"tensorrt": "TensorRtEngine", "torch-graph": "GraphedTorchEngine"}[expected[-1]]
     found = [(child.engine.rpartition(":")[2], child.device, child.threads) for child in plan.specs]
     assert found == [(engine, "cuda:0", 2)] * 4
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_the_placement_that_is_shown_is_the_one_that_was_measured_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    machine = Machine(4, 16_000.0, 12_000.0)
+    monkeypatch.setattr(
+        profiles,
+        "placement_for",
+        lambda _, processes=0, threads=0: (machine, place(machine, Wishes(processes=processes, threads=threads))),
+    )
+    weights = tmp_path / "a.pt"
+    weights.write_bytes(b"numbers")
+    settings = load_settings(inference_engine=engine, models_dir=tmp_path, yolo_model=str(weights))
+    files: list[Path] = []
+
+    def kept(file: Path) -> Profile | None:
+        files.append(file)
+        choice = Candidate("openvino", "fp32", 2, 2)
+        return Profile((Measured(choice, images_per_s=25.0),)) if len(files) > 1 else None
+
+    monkeypatch.setattr(profiles, "read", kept)
+    _, before = profiles.foreseen(settings)
+    _, after = profiles.foreseen(settings)
+    assert [(child.device, child.threads) for child in before.children] == [("cpu", 1)] * 4
+    if engine == "torch":
+        assert (files, after) == ([], before)
+        return
+    assert "measures engines" in before.notes[-1]
+    assert [(child.device, child.threads) for child in after.children] == [("cpu", 2)] * 2
+    assert after.notes[-1] == "measured here: openvino, fp32, 2 x 2; the fastest: 25.0 images/s"
