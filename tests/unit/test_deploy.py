@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,20 @@ def test_the_health_check_says_no_when_nobody_answers() -> None:
     )
     assert done.returncode == 1
     assert "127.0.0.1:1" in done.stdout
+
+
+def test_the_health_check_asks_no_proxy() -> None:
+    command = [sys.executable, str(DEPLOY / "image" / "healthcheck.py")]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/health"
+        environment = {"HEALTH_URL": url, "http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as check:
+            server.settimeout(10)
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            assert check.wait(10) == 0
 
 
 def test_promtool_accepts_the_rules_and_their_tests() -> None:
