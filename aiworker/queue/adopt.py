@@ -11,8 +11,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiworker.domain.errors import ConfigurationError
+import asyncpg
+
+from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
 from aiworker.domain.messages import sentence
+from aiworker.queue.errors import error_of
 from aiworker.queue.migrate import connected, exclusive, start_over
 
 SUFFIX = "_before_aiworker"
@@ -147,7 +150,15 @@ async def _set_aside(connection: Any, table: str, adoption: Adoption) -> None:
 async def _copy_jobs(connection: Any, give_up_after_h: float, renamed: Mapping[str, str], adoption: Adoption) -> None:
     columns = await _names(connection, _COLUMNS, adoption.kept["analysis_jobs"])
     late = sentence("deadline_exceeded")
-    await connection.execute(copy_statement(columns), give_up_after_h, late, list(renamed), list(renamed.values()))
+    try:
+        await connection.execute(copy_statement(columns), give_up_after_h, late, list(renamed), list(renamed.values()))
+    except asyncpg.PostgresError as error:
+        if isinstance(error_of(error), DatabaseUnavailable):
+            raise
+        what = ", ".join(filter(None, [type(error).__name__, f"SQLSTATE {error.sqlstate}", error.constraint_name]))
+        raise ConfigurationError(
+            f"the old jobs do not fit ({what}) and nothing was changed: correct analysis_jobs, then adopt it again"
+        ) from None
     old, new = await connection.fetchrow(_COUNTS)
     if old != new:
         raise ConfigurationError(f"{old} jobs were there and {new} would be: nothing was changed")

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from fakes.databases import execute
 
 from aiworker.domain.errors import ConfigurationError
 from aiworker.domain.job import JobStatus
@@ -144,6 +145,26 @@ async def test_values_beyond_our_columns_are_cut_and_long_index_names_kept_apart
     adoption = await take_over(empty_database_url)
 
     assert sum(count for *_, count in adoption.ends) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("alter table analysis_jobs alter input type json", "CannotCoerceError"),
+        (
+            "alter table analysis_jobs add idempotency_key text default 'k';"
+            "insert into analysis_jobs (id, user_id, type, input)"
+            " select gen_random_uuid(), user_id, type, input from analysis_jobs",
+            "analysis_jobs_idempotency",
+        ),
+    ],
+)
+async def test_what_does_not_fit_is_said(empty_database_url: str, change: str, what: str) -> None:
+    await execute(empty_database_url, SPECIFICATION)
+    await execute(empty_database_url, change)
+
+    with pytest.raises(ConfigurationError, match=f"{what}.*nothing was changed"):
+        await take_over(empty_database_url)
 
 
 async def test_the_old_tables_stay_and_are_closed(empty_database_url: str) -> None:
