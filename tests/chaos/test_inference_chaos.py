@@ -475,7 +475,8 @@ async def test_a_model_that_is_asked_for_while_another_makes_room_is_not_put_awa
 
 
 async def test_a_crash_loop_is_shown_as_such_and_ends_when_its_cause_does(tmp_path: Path) -> None:
-    pool = InferencePool([_model("broken.pt")], PoolRules(lane=_QUICK))
+    metrics = Metrics()
+    pool = InferencePool([_model("broken.pt")], PoolRules(lane=_QUICK), metrics)
     await pool.start()
     try:
         with pytest.raises(InferenceUnavailable):
@@ -483,6 +484,8 @@ async def test_a_crash_loop_is_shown_as_such_and_ends_when_its_cause_does(tmp_pa
         (entry,) = pool.snapshot()
         assert (entry["state"], entry["last_error"]) == ("failed", "ValueError: these weights are not weights")
         assert int(entry["restarts"] or 0) >= 4
+        # Those that never served count too.
+        assert metrics.child_ends.labels("ValueError")._value.get() >= 5
         assert pool.state == "crash loop"
         await asyncio.wait_for(pool.reload("good.pt"), _LONG)
         assert (await _detect(pool)).model == "good"

@@ -102,12 +102,15 @@ class Driver:
 
     def lane_lost(self, lane: Lane) -> None:
         """What its child had goes to another lane now."""
-        if self._lanes.pop(lane.index, None) is not None and lane.last_error:
-            self._reports.child_ended(lane.last_error)
+        self._lanes.pop(lane.index, None)
         killers = self.scheduler.lane_down(lane.index)
         self._reports.taken_out("kills_child", len(killers))
         self.requests.reject(killers, ImageKillsChild, "every child that took it died, the last one with nothing else")
         self._step()
+
+    def child_ended(self, lane: Lane) -> None:
+        """By itself or because it had to; also before it was ready."""
+        self._reports.child_ended(lane.last_error or "unknown")
 
     def drain(self, lane: Lane) -> bool:
         """The lane retires as soon as it has finished what it has in hand. False when it does not serve now."""

@@ -112,6 +112,7 @@ class Fleet:
         self._driver.lane_lost(lane)
 
     def lane_lost(self, lane: Lane) -> None:
+        self._driver.child_ended(lane)
         self._driver.lane_lost(lane)
         if lane.index in self._leaving:
             self._drop(lane)
@@ -130,6 +131,7 @@ class Fleet:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("lane ended by a bug", lane=lane.index, exc_info=error)
             lane.last_error, lane.state = f"bug: {type(error).__name__}", LaneState.FAILED
+            self._driver.child_ended(lane)
         else:
             del self._lanes[lane.index]
             del self._tasks[lane.index]
