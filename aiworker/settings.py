@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     health_token: SecretStr | None = Field(
         None, description="bearer token that /health/detailed and /metrics ask for; unset, they are open"
     )
-    max_body_mb: float = Field(16.0, gt=0, le=64, description="largest request body")
+    max_body_mb: float = Field(
+        17.0, gt=0, le=128, description="largest request body; a picture in it is a third longer"
+    )
     supabase_jwt_secret: SecretStr | None = Field(None, description="HS256 secret of the Supabase project")
     supabase_service_role_key: SecretStr | None = Field(None, description="the key that may name any user")
 

@@ -96,3 +96,9 @@ def test_further_models_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("YOLO_MORE_MODELS", wrong)
         with pytest.raises(ConfigurationError, match=r"YOLO_MORE_MODELS.*name=weights"):
             load_settings()
+
+
+def test_the_largest_picture_fits_into_a_body() -> None:
+    """As a data URL, with room for the rest of the request."""
+    settings = load_settings()
+    assert settings.max_body_mb > settings.media_max_mb * 4 / 3 + 0.5
