@@ -434,6 +434,14 @@ def test_gemini_errors_are_typed(status: int, body: Any, error: type[ProviderErr
         assert caught.scope == SCOPES.get(id(body))
 
 
+def test_of_several_gemini_quotas_the_longest_decides() -> None:
+    quotas = [{"quotaId": "GenerateRequestsPerMinutePerProject"}, {"quotaId": "GenerateRequestsPerDayPerProject"}]
+    body = error_body(429, "RESOURCE_EXHAUSTED", [{"violations": quotas}])
+    caught = gemini_errors.error_of(429, json.dumps(body).encode(), {})
+    assert isinstance(caught, ProviderRateLimited)
+    assert caught.per_day
+
+
 def test_gemini_retry_after_header_and_bad_key() -> None:
     assert gemini_errors.error_of(429, b"", {"Retry-After": "7"}).retry_after == 7
     assert gemini_errors.error_of(429, b"", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}).retry_after is None
