@@ -37,7 +37,8 @@ class Prompt:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with every letter that a model is told, and with the form of the answer."""
+        """Changes with every letter of this, and with the form of the answer. What stands around a user's data is not
+        in it: who changes that raises the analysis's own version."""
         schema = json.dumps(self.answer.model_json_schema(), sort_keys=True) if self.answer else ""
         return hashlib.sha256("\0".join((self.system, schema, self.task)).encode()).hexdigest()[:8]
 

@@ -37,6 +37,8 @@ _ENGINE_VERSIONS = (
     "'ultralytics', v('ultralytics'))"
 )
 _PROBE_S = 10.0
+_DATABASE_S = 15.0
+_SILENT = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 class Verdict(StrEnum):
@@ -96,18 +98,25 @@ async def _examine_database(url: str, kind: str = "", pooler: Pooler = "auto") -
     connector = Connector(url, timeout_s=_PROBE_S, application_name="aiworker doctor", pooler=pooler)
     try:
         connection = await connector()
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+    except (*_SILENT, ValueError) as error:
         do = "check DATABASE_URL, that the server runs, and that this machine may reach it"
         return [Finding("database", Verdict.FAIL, f"no connection ({type(error).__name__})", do)]
     try:
-        version = connection.get_server_version()
-        skew = await _clock_skew(connection)
-        missing = await pending(url)
+        async with asyncio.timeout(_DATABASE_S):
+            version = connection.get_server_version()
+            skew = await _clock_skew(connection)
+            missing = await pending(url)
+            pooled = await connector.through_pooler()
     except WorkerError as error:
         return [Finding("migrations", Verdict.FAIL, error.code, error.note)]
+    except _SILENT as error:
+        do = "see what the server is busy with, and the network between"
+        return [
+            Finding("database", Verdict.FAIL, f"it took the connection and fell silent ({type(error).__name__})", do)
+        ]
     finally:
-        await connection.close()
-    pooled = await connector.through_pooler()
+        # To say goodbye would be to wait for the answer.
+        connection.terminate()
     return [_version(version.major, kind), _connections(pooled), _migrations(missing), _clock(skew)]
 
 

@@ -8,10 +8,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.ollama_server import FakeOllama
+from fakes.silent_proxy import SilentProxy
 from PIL import Image
+
+from aiworker.cli import doctor
 
 COMMANDS = [
     "demo",
@@ -132,6 +136,21 @@ async def test_placement_says_what_it_would_start_and_why(tmp_path: Path) -> Non
     shared = aiworker("placement", "--json", cwd=tmp_path, MEMORY_BUDGET_MB="4000", YOLO_MORE_MODELS="a=b")
     assert json.loads(shared.stdout)["budgetMb"] == 3000
     assert "1000 of it for further models" in json.loads(shared.stdout)["notes"][0]
+
+
+async def test_doctor_says_that_a_database_fell_silent(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with SilentProxy(database_url) as proxy:
+        clock_skew = doctor._clock_skew
+
+        async def silent_from_here(connection: Any) -> float:
+            proxy.go_silent()
+            return await clock_skew(connection)
+
+        monkeypatch.setattr(doctor, "_clock_skew", silent_from_here)
+        monkeypatch.setattr(doctor, "_DATABASE_S", 0.5)
+        [finding] = await doctor._examine_database(proxy.url)
+    assert (finding.check, finding.verdict) == ("database", doctor.Verdict.FAIL)
+    assert "fell silent" in finding.found
 
 
 async def test_doctor_asks_ollama(tmp_path: Path, yolo_weights: Path) -> None:
