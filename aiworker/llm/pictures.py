@@ -19,6 +19,7 @@ from aiworker.domain.errors import ImageUnreadable, MediaTooLarge, MediaTypeUnsu
 
 # Ollama's runner for Qwen dies of a side below 28 pixels or of one 200 times the other.
 LEAST_SIDE = 64
+_LONGEST_SIDE = 100 * LEAST_SIDE
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"})
 _QUALITY = 85
@@ -51,7 +52,10 @@ def as_jpeg(image: bytes, pixels: int) -> bytes:
             # The limit of pixels is checked where a picture comes in; Pillow's own is only its second line.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(image), formats=_formats_of(image)) as picture:
-                picture.thumbnail(fitting(picture.width, picture.height, pixels), reducing_gap=2.0)
+                width, height = fitting(picture.width, picture.height, pixels)
+                # A sliver gets wider by its padding.
+                longest = max(1, min(_LONGEST_SIDE, pixels // LEAST_SIDE))
+                picture.thumbnail((min(width, longest), min(height, longest)), reducing_gap=2.0)
                 upright = _rgb(_upright(picture))
     except UnidentifiedImageError:
         if image[4:8] == b"ftyp":

@@ -98,11 +98,13 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     assert value[0] == pytest.approx(128, abs=3)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3000, 8), (8, 3000)])
-def test_a_sliver_is_padded_to_what_a_model_survives(size: tuple[int, int]) -> None:
-    seen = opened(as_jpeg(picture(*size), 1_000_000))
+@pytest.mark.parametrize("size", [(1, 1), (3000, 8), (8, 3000), (17_000, 64), (30_000, 1), (1, 30_000)])
+@pytest.mark.parametrize("pixels", [336 * 336, 1_000_000])
+def test_a_sliver_is_padded_to_what_a_model_survives(size: tuple[int, int], pixels: int) -> None:
+    seen = opened(as_jpeg(picture(*size, kind="png"), pixels))
     assert min(seen.size) >= LEAST_SIDE
     assert max(seen.size) / min(seen.size) < 200
+    assert seen.width * seen.height <= pixels
 
 
 @pytest.mark.parametrize(
