@@ -22,6 +22,8 @@ from aiworker.telemetry.metrics import Metrics
 
 _PREFIX = "/functions/v1"
 _UNKNOWN_ESTIMATE_S = 10
+_DEEPEST = 200
+"""Levels of arrays and objects in a body. orjson writes 254 of them, and Python's stack is not much deeper."""
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -110,16 +112,29 @@ def build_gateway(gateway: Gateway, metrics: Metrics, *, max_body_bytes: int) ->
 
 
 async def _json_object(request: web.Request) -> dict[str, Any]:
-    raw = await request.read()
+    try:
+        raw = await request.read()
+    except (web.RequestPayloadError, ConnectionResetError):
+        # Half an upload of a phone without a signal, or not what Content-Encoding says: no bug of ours.
+        raise InvalidJson("the body did not arrive whole") from None
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise InvalidJson("not JSON") from None
     if not isinstance(body, dict):
         raise InvalidJson("not an object")
+    if raw.count(b"[") + raw.count(b"{") > _DEEPEST and _is_deeper(body, _DEEPEST):
+        raise InvalidJson("nested too deep")
     if b"\\u0000" in raw and _holds_nul(body):
         raise InputRejected("NUL character", fields="PostgreSQL cannot store the character U+0000: remove it")
     return body
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
 
 
 def _holds_nul(value: Any) -> bool:
@@ -156,7 +171,7 @@ def _idempotency_key(request: web.Request, order: EnqueueRequest) -> str | None:
 
 
 async def _job_id(request: web.Request) -> UUID:
-    if request.method == "GET":
+    if request.method != "POST":
         raw: Any = {"jobId": request.query.get("jobId")}
     else:
         raw = await _json_object(request)

@@ -39,7 +39,7 @@ class Authenticator:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         bearer = token.strip() if scheme.lower() == "bearer" else ""
         for candidate in (bearer, headers.get("apikey", "")):
-            if self._service_key and hmac.compare_digest(candidate.encode(), self._service_key.encode()):
+            if self._service_key and same_secret(candidate, self._service_key):
                 return Principal(None)
         if not bearer:
             raise NotAuthenticated("no bearer token")
@@ -57,7 +57,7 @@ class Authenticator:
                 leeway=_CLOCK_SKEW_S,
                 options={"require": ["exp"], "verify_aud": False},
             )
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, UnicodeError) as error:
             raise NotAuthenticated(type(error).__name__) from None
 
     def _user(self, claims: Mapping[str, Any]) -> Principal:
@@ -67,6 +67,11 @@ class Authenticator:
             return Principal(UUID(str(claims.get("sub"))))
         except ValueError:
             raise NotAuthenticated("token has no user") from None
+
+
+def same_secret(given: str, secret: str) -> bool:
+    """In constant time. `given` is of a header: whatever was no UTF-8 in it came as surrogates."""
+    return hmac.compare_digest(given.encode(errors="surrogateescape"), secret.encode())
 
 
 def user_token(secret: str, user_id: UUID, expires_at: int) -> str:

@@ -35,10 +35,11 @@ class _Reply(BaseModel):
 
 
 class Accepted(_Reply):
-    """The job is in the queue. `estimated_time` in seconds."""
+    """The job is in the queue: `pending`, or further where its idempotency key was sent before. `estimated_time` in
+    seconds."""
 
     job_id: UUID
-    status: Literal["pending"]
+    status: JobStatus
     estimated_time: int
     poll_url: str
 
@@ -171,7 +172,7 @@ def _paths() -> dict[str, Any]:
                 "operationId": "postAnalysisStatus",
                 "summary": "The same, as the Edge Function was called",
                 "requestBody": _body("JobReference"),
-                "responses": status,
+                "responses": status | _errors((413,)),
             },
         },
         "/functions/v1/cancel-analysis": {
@@ -179,7 +180,7 @@ def _paths() -> dict[str, Any]:
                 "operationId": "cancelAnalysis",
                 "summary": "Stop a job: at once, whether it waits or runs",
                 "requestBody": _body("JobReference"),
-                "responses": {"200": _answer("the job", "Job"), **_errors((*_JOB_ERRORS, 409))},
+                "responses": {"200": _answer("the job", "Job"), **_errors((*_JOB_ERRORS, 409, 413))},
             }
         },
         "/health": {"get": _health("health", "Whether the gateway can work: for uptime checks")},

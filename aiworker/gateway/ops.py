@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from aiworker.domain.errors import NotAuthenticated
+from aiworker.gateway.auth import same_secret
 from aiworker.gateway.replies import json_reply, replies
 from aiworker.telemetry.metrics import CONTENT_TYPE, Metrics
 
@@ -84,5 +84,5 @@ def _admit(request: web.Request, token: str | None) -> None:
     if token is None:
         return
     scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+    if scheme.lower() != "bearer" or not same_secret(given.strip(), token):
         raise NotAuthenticated("no or another HEALTH_TOKEN")

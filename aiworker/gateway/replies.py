@@ -100,7 +100,10 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return error_reply(request, error.status, _HTTP_CODES.get(error.status, "invalid_input"))
+        reply = error_reply(request, error.status, _HTTP_CODES.get(error.status, "invalid_input"))
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            reply.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+        return reply
     except Exception as error:  # noqa: BLE001 - the boundary: a bug must not show its text to a client
         _log.error("request failed by a bug", path=request.path, exc_info=error)
         return error_reply(request, 500, "internal_error")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp import StreamReader
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from fakes.memory_queue import MemoryQueue
 
-from aiworker.domain.errors import DatabaseUnavailable
+from aiworker.domain.errors import DatabaseUnavailable, InputRejected
 from aiworker.domain.job import Enqueued, NewJob
 from aiworker.domain.outcome import Completed, Failed
 from aiworker.gateway.app import Gateway, build_gateway
@@ -252,6 +255,28 @@ async def test_a_body_that_is_no_json_object(api: TestClient[Any, Any], raw: byt
         assert (await response.json())["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize("inner", [b"1", b'"\\u0000"'])
+async def test_a_body_that_is_nested_deeper_than_can_be_kept(api: TestClient[Any, Any], inner: bytes) -> None:
+    raw = b'{"type": "sofia_text", "input": {"text": "a", "x": ' + b"[" * 1000 + inner + b"]" * 1000 + b"}}"
+    async with api.post("/enqueue-analysis", data=raw, headers=as_user()) as response:
+        assert (response.status, (await response.json())["code"]) == (400, "invalid_json")
+
+
+async def test_a_body_that_is_not_compressed_as_its_header_says(api: TestClient[Any, Any]) -> None:
+    headers = as_user() | {"Content-Encoding": "gzip"}
+    async with api.post("/enqueue-analysis", data=b"plain", headers=headers) as response:
+        assert (response.status, (await response.json())["code"]) == (400, "invalid_json")
+
+
+async def test_an_upload_that_breaks_off_is_no_bug(queue: MemoryQueue) -> None:
+    # aiohttp's test server cancels the handler then, the real one lets its reading fail.
+    upload = StreamReader(Mock(_reading_paused=False), 1000, loop=asyncio.get_running_loop())
+    upload.set_exception(ConnectionResetError("gone"))
+    gateway = Gateway(queue, Authenticator(jwt_secret=SECRET, service_key=KEY), Metrics(), enable_cache=True)
+    with pytest.raises(InputRejected):
+        await gateway.enqueue(make_mocked_request("POST", "/", headers=as_user(), payload=upload))
+
+
 async def test_a_body_over_the_limit(api: TestClient[Any, Any]) -> None:
     status, reply = await enqueue(api, {"type": "sofia_image", "input": {"imageUrl": "data:" + "a" * 20_000}})
     assert (status, reply["code"]) == (413, "body_too_large")
@@ -284,6 +309,7 @@ async def test_unknown_paths_and_methods_answer_in_the_same_shape(api: TestClien
         assert (response.status, (await response.json())["code"]) == (404, "not_found")
     async with api.delete("/enqueue-analysis") as response:
         assert (response.status, (await response.json())["code"]) == (405, "method_not_allowed")
+        assert response.headers["Allow"] == "POST"
 
 
 async def test_errors_are_in_portuguese_or_english_as_the_browser_asks(api: TestClient[Any, Any]) -> None:

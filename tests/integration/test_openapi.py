@@ -105,10 +105,16 @@ async def test_real_replies_fit(api: TestClient[Any, Any], queue: MemoryQueue) -
         statuses.append((await post(cancel, {"jobId": accepted["jobId"]}))[0])
     _, waiting = await post(enqueue, order | {"useCache": False})
     statuses.append((await post(cancel, {"jobId": waiting["jobId"]}))[0])
+    for _ in range(2):
+        statuses.append((await post(enqueue, order | {"useCache": False}, **{"Idempotency-Key": "k"}))[0])
+        for job in await queue.claim("w", 1, 10, TYPES):
+            await queue.finalise([(job.lease, Completed(ANSWER))])
+    for path in (enqueue, look, cancel):
+        statuses.append((await post(path, {"jobId": "a" * 20_000}))[0])
     statuses.append((await post(enqueue, {"type": "nothing", "input": {}}))[0])
     statuses.append((await post(enqueue, order, Authorization="Bearer other"))[0])
     statuses.append((await post(look, {"jobId": str(uuid4())}))[0])
-    assert statuses == [202, 409, 202, 409, 200, 400, 401, 404]
+    assert statuses == [202, 409, 202, 409, 200, 202, 202, 413, 413, 413, 400, 401, 404]
 
 
 def test_a_request_that_the_document_forbids_is_refused_by_it() -> None:

@@ -55,7 +55,9 @@ def test_a_service_role_token_is_the_service() -> None:
         {"Authorization": "Basic abc"},
         bearer(""),
         bearer("not-a-token"),
+        bearer("\udcff"),
         {"apikey": "anon"},
+        {"apikey": "\udcff"},
         bearer(token(exp=int(time.time()) - 60)),
         bearer(token(sub="anonymous")),
         bearer(token(sub=None)),
@@ -67,6 +69,11 @@ def test_a_service_role_token_is_the_service() -> None:
 def test_all_else_is_refused(headers: dict[str, str]) -> None:
     with pytest.raises(NotAuthenticated):
         auth.principal(headers)
+
+
+def test_a_token_that_is_no_utf8_is_refused_where_there_is_no_service_key() -> None:
+    with pytest.raises(NotAuthenticated):
+        Authenticator(jwt_secret=SECRET, service_key=None).principal(bearer("\udcff"))
 
 
 def test_without_a_jwt_secret_no_token_counts() -> None:
