@@ -21,9 +21,9 @@ _IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe0
 _EMOJI = "[\u2190-\u2bff\U0001f000-\U0001faff]"
 _JOINS_NOTHING = re.compile(f"(?<!{_EMOJI})\u200d|\u200d(?!{_EMOJI})")
 _BRACKETS = str.maketrans("<>", "‹›")
-# Models' own marks for a change of speaker ("<|im_start|>", "</s>", "[INST]") are special tokens to some servers even
-# inside a message, and Ollama looks for a picture at "[img-0]". Without their brackets they are letters.
-_INST = re.compile(r"\[(/?[\w-]{1,20})\]")
+# Models' own marks for a change of speaker ("<|im_start|>", "</s>", "[INST]", "[|user|]") are special tokens to some
+# servers even inside a message, and Ollama looks for a picture at "[img-0]". Without their brackets they are letters.
+_INST = re.compile(r"\[([/|]?[\w-]{1,20}\|?)\]")
 
 
 @dataclass(frozen=True, slots=True)
