@@ -17,6 +17,7 @@ import platform
 import re
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -32,7 +33,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
-from aiworker.domain.errors import WorkerError
+from aiworker.domain.errors import ConfigurationError, WorkerError
 from gate import old_design, soak
 from gate.drive import Driver, Sent
 from gate.mix import kinds_here
@@ -82,30 +83,39 @@ async def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         if server := postmaster(system.folder):
             processes["postgres"] = server
         watch = Watch(session, database, system.stack.worker_url, processes)
-        display = Display(driver.log, watch, plan)
         looking = asyncio.create_task(watch.run())
-        with Live(display, console=console, refresh_per_second=4, transient=not console.is_terminal):
-            for phase in plan:
-                if phase.settle:
-                    await _settled(database)
-                display.begin(phase)
-                await driver.run(phase)
-                display.end(phase, f"{len(driver.log.calls)} requests so far")
-                if phase.rest_s:
-                    await _settled(database)
-                    await driver.finish()
-                    watch.phase = f"{soak.REST} {phase.name}"
-                    await asyncio.sleep(phase.rest_s)
-                if not console.is_terminal:
-                    console.print(
-                        f"{phase.title}: {len(driver.log.sent)} jobs, {len(driver.log.calls)} requests so far"
-                    )
-            await _settled(database)
-            await driver.finish()
-        looking.cancel()
+        try:
+            await _drive(plan, driver, watch, database, console)
+        finally:
+            # Awaited, or what they still ask of a closed pool or session ends the run with tracebacks.
+            looking.cancel()
+            await driver.finish(0)
+            await asyncio.gather(looking, return_exceptions=True)
         jobs = await _ledger(database, driver.log.sent)
         old = {} if options.soak else await _old(system, kinds, rng, console, quick=options.quick)
     return _run(options, plan, driver, watch, jobs, old, [kind.name for kind in kinds])
+
+
+async def _drive(
+    plan: Sequence[Phase], driver: Driver, watch: Watch, database: asyncpg.Pool[Any], console: Console
+) -> None:
+    display = Display(driver.log, watch, plan)
+    with Live(display, console=console, refresh_per_second=4, transient=not console.is_terminal):
+        for phase in plan:
+            if phase.settle:
+                await _settled(database)
+            display.begin(phase)
+            await driver.run(phase)
+            display.end(phase, f"{len(driver.log.calls)} requests so far")
+            if phase.rest_s:
+                await _settled(database)
+                await driver.finish()
+                watch.phase = f"{soak.REST} {phase.name}"
+                await asyncio.sleep(phase.rest_s)
+            if not console.is_terminal:
+                console.print(f"{phase.title}: {len(driver.log.sent)} jobs, {len(driver.log.calls)} requests so far")
+        await _settled(database)
+        await driver.finish()
 
 
 def _plan(options: argparse.Namespace) -> tuple[Phase, ...]:
@@ -275,7 +285,33 @@ def _duration(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
     if not found:
         raise argparse.ArgumentTypeError("write it as 90s, 30m or 2h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    if not seconds:
+        raise argparse.ArgumentTypeError("that is no time at all")
+    return seconds
+
+
+def _prepared(out: Path, kept: Path) -> dict[str, float] | None:
+    """The kept run's figures, None where there is none. What is in the way after the run would cost all of it.
+
+    Raises ConfigurationError.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+        return _flat(json.loads(kept.read_text())) if kept.exists() else None
+    except OSError as error:
+        raise ConfigurationError(f"--out {out}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigurationError(f"{kept} is no run of this release: delete it, and keep another with --keep") from None
+
+
+def _write(found: dict[str, Any], out: Path, kept: Path | None) -> None:
+    mode, text = found["about"]["mode"], json.dumps(found, indent=1) + "\n"
+    (out / f"{mode}.json").write_text(text)
+    (out / f"{mode}.html").write_text(page(found))
+    if kept is not None:
+        kept.write_text(text)
 
 
 def main() -> None:
@@ -293,7 +329,9 @@ def main() -> None:
     # A log file has no width: 80 columns would break the tables up.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
     out = options.out.resolve()
+    kept = out / f"kept-{_mode(options)}.json"
     try:
+        before = _prepared(out, kept)
         found = asyncio.run(run(options, console))
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted: nothing is judged")
@@ -302,15 +340,8 @@ def main() -> None:
         console.print(f"[red]error[/red] {escape(error.note or error.code)} ({error.code})")
         sys.exit(1)
     mode = found["about"]["mode"]
-    kept = out / f"kept-{mode}.json"
-    if kept.exists():
-        found["changes"] = changes(_flat(json.loads(kept.read_text())), _flat(found))
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found, indent=1) + "\n"
-    (out / f"{mode}.json").write_text(text)
-    (out / f"{mode}.html").write_text(page(found))
-    if options.keep:
-        kept.write_text(text)
+    if before is not None:
+        found["changes"] = changes(before, _flat(found))
     show_phases(console, found["phases"])
     if found["old_design"]:
         show_old(console, found["old_design"])
@@ -321,6 +352,12 @@ def main() -> None:
         for each in found["targets"]
     ]
     show_targets(console, judged)
+    # The verdict first: a disk that has filled up meanwhile must not take it away.
+    try:
+        _write(found, out, kept if options.keep else None)
+    except OSError as error:
+        console.print(f"[red]error[/red] no report: {out}: {error.strerror}")
+        sys.exit(1)
     console.print(f"report: {out / f'{mode}.html'}")
     sys.exit(0 if all(target.met for target in judged) else 1)
 

@@ -120,6 +120,7 @@ async def measure(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         cwd=Path(__file__).parents[1],
+        start_new_session=True,
     )
     assert yolo.stdout is not None
     assert yolo.stdin is not None

@@ -26,7 +26,13 @@ ROOT = Path(__file__).parents[2]
 _SLOTS = "96"
 
 
-_NOT_FOR_THE_GATE = frozenset({"DATABASE_URL", "HEALTH_TOKEN", "WORKER_ID", "TRACES"})
+# The driver makes keys of its own, and the database is another one: a server's own settings for both do not fit.
+_NOT_FOR_THE_GATE = frozenset(
+    {
+        *("DATABASE_URL", "DATABASE_POOLER", "SUPABASE_JWT_SECRET", "SUPABASE_SERVICE_ROLE_KEY", "HEALTH_TOKEN"),
+        *("HOST", "WORKER_HOST", "WORKER_ID", "TRACES"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ async def stand_ins(photos: Path) -> AsyncIterator[Addresses]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT / "benchmarks",
+        # Ctrl-C in a terminal reaches the whole group; these end with their standard input.
+        start_new_session=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None

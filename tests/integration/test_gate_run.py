@@ -41,25 +41,33 @@ def working_in(folder: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.timeout(180)
-async def test_a_gate_that_is_stopped_leaves_nothing_behind(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("until", "number"), [(b"gateway and worker: ready", signal.SIGTERM), (b"warm-up:", signal.SIGINT)]
+)
+async def test_a_gate_that_is_stopped_leaves_nothing_behind(until: bytes, number: signal.Signals, folder: Path) -> None:
     models = load_settings().models_dir.resolve()
     gate = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gate", "--quick", "--out", str(folder / "out")),
         cwd=BENCHMARKS,
         env=os.environ | {"TMPDIR": str(folder), "MODELS_DIR": str(models)},
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
     assert gate.stdout is not None
+    assert gate.stderr is not None
     async for line in gate.stdout:
-        if line.startswith(b"gateway and worker: ready"):
+        if line.startswith(until):
             break
     started = working_in(folder)
     assert len(started) > 3, "gateway, worker and PostgreSQL are there"
-    gate.send_signal(signal.SIGTERM)
+    # To the whole group, as a terminal sends Ctrl-C.
+    os.killpg(gate.pid, number)
     assert await gate.wait() == 130
+    assert b"Traceback" not in await gate.stderr.read()
     _, alive = await asyncio.to_thread(psutil.wait_procs, started, timeout=20)
     assert [process.cmdline() for process in alive] == []
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.rglob("*")] == ["out"]
 
 
 def test_live_without_a_model_says_what_to_set() -> None:
@@ -69,3 +77,22 @@ def test_live_without_a_model_says_what_to_set() -> None:
     assert done.returncode == 1
     assert "OLLAMA_URL" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--soak", "0s"), "no time"),
+        (("--quick", "--out", "{folder}/a-file"), "File exists"),
+        (("--quick", "--out", "{folder}/kept"), "kept-quick.json"),
+    ],
+)
+def test_what_would_spoil_a_run_is_said_before_it(arguments: tuple[str, ...], says: str, folder: Path) -> None:
+    (folder / "a-file").touch()
+    (folder / "kept").mkdir()
+    (folder / "kept" / "kept-quick.json").write_text("{}")
+    command = [sys.executable, "-m", "gate", *(each.format(folder=folder) for each in arguments)]
+    done = subprocess.run(command, cwd=BENCHMARKS, check=False, capture_output=True, text=True, timeout=20)
+    assert done.returncode in (1, 2)
+    assert says in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
