@@ -411,7 +411,9 @@ class TestRescue:
         assert [job.id for job in await bench.claim()] == [suspect]
 
     async def test_who_waited_for_a_job_that_kills_is_suspected_too(self, bench: Bench) -> None:
-        ids = [await bench.add(type=SHARED) for _ in range(5)]
+        first, *others = [await bench.add(type=SHARED) for _ in range(5)]
+        # The last of them leads next.
+        ids = [first, *reversed(others)]
         for killer, alone in zip([ids[0], ids[0], *ids[:3]], [False, False, True, True, True], strict=True):
             [job] = await bench.claim()
             assert (job.id, job.apart) == (killer, alone)

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from fakes.queue_bench import EVERY_OUTCOME, IMAGE, LEASE_S, LIMIT, PERSONAL, SHARED, TEXT, USER, Bench, new_job
+from fakes.queue_bench import EVERY_OUTCOME, IMAGE, LEASE_S, LIMIT, PERSONAL, SHARED, SLO_S, TEXT, USER, Bench, new_job
 
 from aiworker.domain.errors import (
     IdempotencyConflict,
@@ -364,7 +364,8 @@ class TestSingleFlight:
 
         heir = await bench.claim_one()
 
-        assert heir.id == ids[1]
+        # Who asked last has the most time left.
+        assert heir.id == ids[2]
         assert (await bench.view(first)).result == getattr(outcome, "result", None)
         await bench.finish(heir, Completed({"kcal": 5}, cache_ttl_s=60))
         assert [(await bench.view(job_id)).result for job_id in ids] == [{"kcal": 5}] * 3
@@ -376,12 +377,53 @@ class TestSingleFlight:
 
         await bench.queue.cancel(pending, USER)
         job = await bench.claim_one()
-        assert job.id == second
-        await bench.queue.cancel(second, USER)
+        assert job.id == third
+        await bench.queue.cancel(third, USER)
         await bench.finish(job, Completed({"kcal": 5}, cache_ttl_s=60))
 
-        assert (await bench.view(third)).status is JobStatus.PENDING
-        assert (await bench.claim_one()).id == third
+        assert (await bench.view(second)).status is JobStatus.PENDING
+        assert (await bench.claim_one()).id == second
+
+    async def test_who_leads_next_stands_where_the_first_of_the_others_stood(self, bench: Bench) -> None:
+        await bench.add(type=SHARED, priority=9)
+        await bench.add(type=SHARED, priority=2, user_id=uuid4())
+        last = await bench.add(type=SHARED, priority=9, user_id=uuid4())
+        job = await bench.claim_one()
+        other = await bench.add(priority=5)
+        await bench.finish(job, Failed("bad", "image_unreadable"))
+
+        assert [job.id for job in await bench.claim()] == [last, other]
+
+    async def test_who_has_waited_nearly_until_the_deadline_runs_for_itself(self, bench: Bench) -> None:
+        """As time goes by each would lead when it is too late to ask a model, and the next one after it."""
+        await bench.add(type=SHARED)
+        late = await bench.add(type=SHARED)
+        leader = await bench.claim_one()
+        await bench.advance(SLO_S / 2)
+        young = await bench.add(type=SHARED)
+        await bench.queue.renew([leader.lease], 4 * SLO_S)
+        await bench.advance(SLO_S / 2 - 3)
+        assert await bench.queue.rescue() == 0
+
+        alone = await bench.claim_one()
+        assert alone.id == late
+        assert await bench.finish(alone, Completed({"degraded": True}))
+        assert await bench.finish(leader, Completed({"kcal": 5}, cache_ttl_s=60))
+        assert (await bench.view(late)).result == {"degraded": True}
+        assert (await bench.view(young)).result == {"kcal": 5}
+
+    async def test_nobody_runs_what_may_have_silenced_a_worker_because_time_is_short(self, bench: Bench) -> None:
+        await bench.add(type=SHARED)
+        await bench.add(type=SHARED)
+        await bench.claim_one()
+        await bench.advance(LEASE_S + 1)
+        assert await bench.queue.rescue() == 1
+        again = await bench.claim_one()
+        await bench.queue.renew([again.lease], 4 * SLO_S)
+        await bench.advance(SLO_S)
+        assert await bench.queue.rescue() == 0
+
+        assert await bench.claim() == []
 
     async def test_a_retry_of_the_first_keeps_the_others_waiting(self, bench: Bench) -> None:
         first = await bench.add(type=SHARED)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from fakes.memory_queue import LATE_S
 from fakes.queue_bench import NAMES, RULES, SHARED, TEXT, Bench, memory_bench, new_job, postgres_bench
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from aiworker.queue.postgres import PostgresQueue
 
 # So long that the seconds which a run really takes decide nothing.
 LEASE_S = 1000.0
+SLO_S = 2000.0
 DELAY_S = 5000.0
 SLACK_S = 8.0
 LEVEL_S = 10.0
@@ -44,9 +46,13 @@ OUTCOMES: list[Outcome] = [
 ]
 
 
+PATIENT = replace(RULES, types=tuple(replace(each, slo_s=SLO_S) for each in RULES.types))
+
+
 @dataclass
 class Job:
-    """What the model knows of one job. `key` is what it shares its result under, None where it shares none."""
+    """What the model knows of one job. `key` is what it shares its result under, None where it shares none. `excused`:
+    its last attempt ended by an error of which it told."""
 
     max_attempts: int
     run_after: float
@@ -54,11 +60,13 @@ class Job:
     key: str | None
     leads: bool
     follows: bool
+    deadline: float
     status: JobStatus = PENDING
     attempts: int = 0
     lease: Lease | None = None
     lease_ends: float = 0.0
     apart: bool = False
+    excused: bool = False
     result: Any = None
 
 
@@ -110,7 +118,13 @@ class QueueMachine(RuleBasedStateMachine):
         if leader is not None and leader.status is PENDING:
             leader.place = min(leader.place, place)
         self.model[enqueued.job_id] = Job(
-            max_attempts, self.now + delay_s, place, key, flies and leader is None, leader is not None
+            max_attempts,
+            self.now + delay_s,
+            place,
+            key,
+            flies and leader is None,
+            leader is not None,
+            self.now + delay_s + SLO_S,
         )
 
     @rule(worker=st.sampled_from("abc"), limit=st.integers(1, 6), suspects=st.sampled_from([True, True, False]))
@@ -171,6 +185,10 @@ class QueueMachine(RuleBasedStateMachine):
             else:
                 job.status, job.lease, job.run_after = PENDING, None, self.now
                 job.apart = job.attempts == job.max_attempts - 1
+        for leader in [job for job in self.model.values() if job.leads and self._open(job)]:
+            if not leader.apart and (leader.excused or leader.attempts == (leader.status is PROCESSING)):
+                for job in self._followers(leader):
+                    job.follows = job.deadline >= self.now + LATE_S
 
     @rule(worker=st.sampled_from("abc"), outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=4))
     def work(self, worker: str, outcomes: list[Outcome]) -> None:
@@ -210,10 +228,10 @@ class QueueMachine(RuleBasedStateMachine):
                 self._end(job, COMPLETED, result, shared=ttl_s is not None)
             case Retry(delay_s) if job.attempts < job.max_attempts:
                 job.status, job.lease, job.run_after = PENDING, None, self.now + delay_s
-                job.apart = False
+                job.apart, job.excused = False, True
             case Interrupted():
                 job.status, job.lease, job.run_after = PENDING, None, self.now
-                job.attempts -= 1
+                job.attempts, job.excused = job.attempts - 1, False
             case _:
                 self._end(job, FAILED)
 
@@ -241,13 +259,17 @@ class QueueMachine(RuleBasedStateMachine):
         job.status, job.lease, job.result, job.follows = status, None, result, False
         if not job.leads:
             return
-        followers = [each for each in self.model.values() if each.follows and each.key == job.key]
+        followers = self._followers(job)
         if shared:
             for each in followers:
                 self._end(each, COMPLETED, result)
         elif followers:
-            heir = min(followers, key=lambda each: each.place)
+            heir = max(reversed(followers), key=lambda each: each.deadline)
             heir.follows, heir.leads, heir.apart = False, True, suspect
+            heir.place = min(each.place for each in followers)
+
+    def _followers(self, leader: Job) -> list[Job]:
+        return [each for each in self.model.values() if each.follows and each.key == leader.key]
 
     def _open(self, job: Job) -> bool:
         return job.status in (PENDING, PROCESSING)
@@ -297,13 +319,13 @@ def live(fresh: Callable[[], Bench], wait: Callable[[Coroutine[Any, Any, Any]], 
 
 def test_in_memory() -> None:
     with asyncio.Runner() as runner:
-        live(memory_bench, runner.run)
+        live(lambda: memory_bench(PATIENT), runner.run)
 
 
 def test_in_postgres(database_url: str) -> None:
     with asyncio.Runner() as runner:
         connection = runner.run(asyncpg.connect(database_url, timeout=10))
-        queue = PostgresQueue(database_url, RULES, timeout_s=20)
+        queue = PostgresQueue(database_url, PATIENT, timeout_s=20)
         runner.run(queue.__aenter__())
 
         def fresh() -> Bench:

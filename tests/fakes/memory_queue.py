@@ -37,6 +37,7 @@ from aiworker.domain.outcome import Completed, Failed, Interrupted, Outcome, Ret
 
 PENDING, PROCESSING = JobStatus.PENDING, JobStatus.PROCESSING
 APART_S, FAR_APART_S = 1.0, 10.0
+LATE_S = 4.0
 EVERY_TYPE = tuple(analysis.job_type for analysis in ANALYSES.values())
 
 
@@ -306,7 +307,17 @@ class MemoryQueue:
             else:
                 self._put_back(row)
                 row.apart = row.attempts == row.max_attempts - 1
+        for leader in [row for row in self._unfinished() if row.leads]:
+            seen_alive = leader.attempts == (leader.status is PROCESSING) or leader.error_code is not None
+            if seen_alive and not leader.apart:
+                self._let_late_ones_go(leader, now)
         return len(expired)
+
+    def _let_late_ones_go(self, leader: _Row, now: float) -> None:
+        for row in self._followers(leader):
+            if row.deadline_at < now + LATE_S:
+                row.follows, row.leads = False, None
+                self._hint("work")
 
     async def prune(self, keep_s: float, limit: int = 500) -> int:
         now = self._clock()
@@ -344,14 +355,18 @@ class MemoryQueue:
             self._pass_on(row, shared, suspect)
 
     def _pass_on(self, leader: _Row, shared: JsonObject | None, suspect: bool) -> None:
-        followers = [row for row in self._rows.values() if row.follows and row.cache_key == leader.cache_key]
+        followers = self._followers(leader)
         if shared is not None:
             for row in followers:
                 self._end(row, JobStatus.COMPLETED, result=shared)
         elif followers:
-            heir = min(followers, key=lambda row: row.place)
+            heir = max(reversed(followers), key=lambda row: row.deadline_at)
             heir.follows, heir.leads, heir.apart = False, True, suspect
+            heir.place = min(row.place for row in followers)
             self._hint("work")
+
+    def _followers(self, leader: _Row) -> list[_Row]:
+        return [row for row in self._rows.values() if row.follows and row.cache_key == leader.cache_key]
 
     def _hint(self, hint: str) -> None:
         for listener in self._listeners:

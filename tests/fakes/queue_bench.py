@@ -17,12 +17,13 @@ from aiworker.queue.looks import Floors, Walks
 from aiworker.queue.postgres import PostgresQueue, QueueRules
 from fakes.memory_queue import MemoryQueue
 
+SLO_S = 20.0
 TEXT, IMAGE, SHARED, PERSONAL = "text", "image", "shared", "personal"
 TYPES = (
-    JobType(TEXT, "1", slo_s=20.0, sharing="never"),
-    JobType(IMAGE, "1", slo_s=20.0, sharing="never"),
-    JobType(SHARED, "1", slo_s=20.0, sharing="everyone"),
-    JobType(PERSONAL, "1", slo_s=20.0, sharing="user"),
+    JobType(TEXT, "1", slo_s=SLO_S, sharing="never"),
+    JobType(IMAGE, "1", slo_s=SLO_S, sharing="never"),
+    JobType(SHARED, "1", slo_s=SLO_S, sharing="everyone"),
+    JobType(PERSONAL, "1", slo_s=SLO_S, sharing="user"),
 )
 NAMES = [each.name for each in TYPES]
 LIMIT = 10
@@ -84,9 +85,9 @@ def new_job(**changes: Any) -> NewJob:
     return replace(NewJob(user_id=USER, type=TEXT, input={"text": "arroz"}, unlimited=True), **changes)
 
 
-def memory_bench() -> Bench:
+def memory_bench(rules: QueueRules = RULES) -> Bench:
     start, passed = time.time(), [0.0]
-    queue = MemoryQueue(lambda: start + passed[0], TYPES, max_active=LIMIT)
+    queue = MemoryQueue(lambda: start + passed[0], rules.types, max_active=rules.max_active)
 
     async def advance(seconds: float, *, remembering: bool = False) -> None:
         passed[0] += seconds

@@ -255,9 +255,10 @@ begin
 end;
 $$;
 
--- The job that led for a `p_cache_key` has ended: with a result that may be shared all that waited have it, else the
--- most urgent of them runs for the others, as a suspect where the one before it was one and did not end by itself. One that
--- somebody else holds is left to `rescue_expired`: nobody waits here.
+-- The job that led for a `p_cache_key` has ended: with a result that may be shared all that waited have it, else the one
+-- of them with the most time left runs for the others, at the first one's place; as a suspect where the one before it was
+-- one and did not end by itself. (The first has the least time left: after a leader that used up its own, each would come
+-- too late to ask a model, one after the other.) One that somebody else holds is left to `rescue_expired`: nobody waits here.
 create or replace function public.analysis_pass_on(p_cache_key text, p_result jsonb, p_suspect boolean default false)
 returns void
 language plpgsql
@@ -272,9 +273,12 @@ begin
        select w.ctid from analysis_jobs w where w.cache_key = p_cache_key and w.line = -2 for update skip locked));
     return;
   end if;
-  update analysis_jobs f set line = case when p_suspect then -3 else 0 end, leads = true
-   where f.id = (select w.id from analysis_jobs w
-                  where w.cache_key = p_cache_key and w.line = -2 order by w.place limit 1 for update skip locked);
+  update analysis_jobs f
+     set line = case when p_suspect then -3 else 0 end,
+         leads = true,
+         place = (select min(w.place) from analysis_jobs w where w.cache_key = p_cache_key and w.line = -2)
+   where f.id = (select w.id from analysis_jobs w where w.cache_key = p_cache_key and w.line = -2
+                  order by w.deadline_at desc, w.id desc limit 1 for update skip locked);
   if found then
     perform pg_notify('analysis_jobs', 'work');
   end if;

@@ -291,7 +291,8 @@ $$;
 -- Takes jobs whose lease ran out from silent workers: back into the line, or to their end when their attempts are used
 -- up, or when they were alone with that worker for being suspected of silencing one. Answers how many, at most `p_limit`.
 -- Anybody may call it at any time. Jobs that wait for one that is gone (its row was removed, or they were held when it
--- ended) have its result, or one of them leads.
+-- ended) have its result, or one of them leads. Those that have waited until their deadline is near run for themselves,
+-- unless a worker fell silent with the one that leads, for it may be the input that does that.
 --
 -- `p_since_s` is an `earliest_s` of a call before: what was due before that, priorities left out, has ended and need not
 -- be read. Without it everything is, and what waits before `p_floors`, where a claimer does not look, moves to line 0,
@@ -387,7 +388,17 @@ begin
         v_key, (select c.response from analysis_cache c where c.cache_key = v_key and c.expires_at > now()));
     end if;
   end loop;
-  if rescued > 0 then
+  with late as materialized (
+    select f.ctid as row_id
+      from analysis_jobs f
+      join analysis_jobs l on l.cache_key = f.cache_key and l.leads and l.line is not null
+     where f.line = -2 and f.deadline_at < now() + interval '4 seconds'
+       and l.line <> -3 and (l.attempts = (l.status = 'processing')::integer or l.error_code is not null)
+     limit p_limit
+       for update of f skip locked
+  )
+  update analysis_jobs f set line = 0, leads = null from late w where f.ctid = w.row_id;
+  if found or rescued > 0 then
     perform pg_notify('analysis_jobs', 'work');
   end if;
 end;
