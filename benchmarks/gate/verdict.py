@@ -109,6 +109,7 @@ def targets(
         Target("end to end p95", times["end_to_end_s"].get("p95", math.nan), 20, "s"),
         Target("timeouts", 100 * timed_out / count, 0.1, "%"),
         Target("errors", 100 * failed / count, 1, "%"),
+        Target("answers by rule, for want of a model", 100 * times["degraded"] / count, 10, "%"),
         Target("total memory at its peak", peak_mb, budget_mb, "MB"),
         Target("jobs lost", float(sum(not job.ended for job in every)), 1, ""),
     ]

@@ -226,6 +226,8 @@ def test_targets_are_met_and_missed_one_by_one() -> None:
     assert missed(targets(slow, slow, [1.0], 0, 1, 4000)) == {"worker p95", "end to end p95"}
     failing = [job(status="failed", error_code="provider_timeout")] * 30 + [job()] * 1970
     assert missed(targets(failing, failing, [1.0], 0, 1, 4000)) == {"timeouts", "errors"}
+    by_rule = [job(degraded_code="no_provider")] * 101 + [job()] * 899
+    assert missed(targets(by_rule, by_rule, [1.0], 0, 1, 4000)) == {"answers by rule, for want of a model"}
     assert "worker p95" in missed(targets([], [], [1.0], 0, 1, 4000)), "nothing measured is nothing met"
 
 
