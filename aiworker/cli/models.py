@@ -175,11 +175,16 @@ def _ollama(settings: Settings, name: str = "", timeout_s: float | None = _TIMEO
     if not settings.ollama_url:
         known = ", ".join(KNOWN_WEIGHTS)
         raise ConfigurationError(f"{name!r} is none of the known weights ({known}); for an Ollama model set OLLAMA_URL")
+    # What stands before the @ is a password.
+    where = settings.ollama_url.rpartition("@")[2]
     try:
         # The worker's own way to Ollama goes past the environment's proxies as well.
         with ollama.Client(host=settings.ollama_url, timeout=timeout_s, trust_env=False) as client:
             yield client
     except ollama.ResponseError as error:
+        if error.status_code == 404 and "model" not in error.error:
+            note = f"no Ollama at {where} (404): correct OLLAMA_URL, which ends before /api or /v1"
+            raise ProviderUnavailable(note, provider="ollama") from None
         if error.status_code == 404:
             raise ModelNotFound(f"Ollama has no {name!r}: aiworker models pull {name}", provider="ollama") from None
         if "file does not exist" in error.error:
@@ -187,7 +192,5 @@ def _ollama(settings: Settings, name: str = "", timeout_s: float | None = _TIMEO
         raise ProviderUnavailable(f"Ollama refused ({error.status_code}): {error.error}", provider="ollama") from None
     except (ConnectionError, httpx.HTTPError, ValueError, TypeError, AttributeError) as error:
         # The last three: something else than Ollama answers there.
-        # What stands before the @ is a password.
-        where = settings.ollama_url.rpartition("@")[2]
         note = f"no Ollama at {where} ({type(error).__name__}): start it, or correct OLLAMA_URL"
         raise ProviderUnavailable(note, provider="ollama") from None

@@ -50,6 +50,9 @@ def error_of_text(status: int, text: str, retry_after: float | None = None) -> P
         return ProviderRateLimited("the server is busy", provider=NAME, retry_after=wait_s, status=status)
     if status in (401, 403):
         return ProviderMisconfigured("the server wants a login: check OLLAMA_URL", provider=NAME, status=status)
+    if status in (404, 405):
+        note = "nothing of Ollama is there: check OLLAMA_URL, which ends before /api or /v1"
+        return ProviderMisconfigured(note, provider=NAME, status=status)
     if 300 <= status < 400:
         note = "the address redirects, which is not followed: check OLLAMA_URL"
         return ProviderMisconfigured(note, provider=NAME, status=status)

@@ -238,7 +238,7 @@ FAILURES: dict[str, tuple[Reply, type[ProviderError]]] = {
     "400": (Reply(status=400, body={"error": "bad"}), RequestRejected),
     "401": (Reply(status=401, body={"error": "unauthorized"}), ProviderMisconfigured),
     "404 not pulled": (Reply(status=404, body={"error": "model 'x' not found"}), ModelNotFound),
-    "404 path": (Reply(status=404, body="404 page not found"), RequestRejected),
+    "404 path": (Reply(status=404, body="404 page not found"), ProviderMisconfigured),
     "499": (Reply(status=499, body={"error": "request cancelled"}), ProviderUnavailable),
     "500": (Reply(status=500, body={"error": "boom"}), ProviderUnavailable),
     "500 memory": (Reply(status=500, body={"error": "model requires more system memory"}), ProviderUnavailable),

@@ -118,6 +118,17 @@ async def test_no_ollama_is_said_with_what_to_do(server: FakeOllama) -> None:
         details(settings_for(None), "x")
 
 
+async def test_an_address_with_a_path_too_much_is_no_missing_model(server: FakeOllama) -> None:
+    settings = settings_for(f"{server.url}/v1")
+    for call in (
+        lambda: ollama_table(settings),
+        lambda: details(settings, "llama3.2:3b"),
+        lambda: pull(settings, "x", Console()),
+    ):
+        with pytest.raises(ProviderUnavailable, match=r"no Ollama at .*/v1 \(404\).* correct OLLAMA_URL"):
+            await asyncio.to_thread(call)
+
+
 def test_an_address_is_shown_without_its_password() -> None:
     with pytest.raises(ProviderUnavailable, match=r"no Ollama at 127\.0\.0\.1:1 ") as caught:
         ollama_table(settings_for("http://user:secret@127.0.0.1:1"))

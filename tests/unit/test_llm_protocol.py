@@ -85,7 +85,7 @@ def test_ollama_stream_as_recorded() -> None:
         ("chat_missing_model_stream", ModelNotFound, False),
         ("chat_no_model", RequestRejected, False),
         ("chat_tools_unsupported", RequestRejected, False),
-        ("not_found_path", RequestRejected, False),
+        ("not_found_path", ProviderMisconfigured, False),
     ],
 )
 def test_ollama_recorded_errors_are_typed(name: str, error: type[ProviderError], retryable: bool) -> None:
