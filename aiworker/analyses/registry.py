@@ -23,7 +23,8 @@ def find_analysis(job_type: str, analyses: Mapping[str, Analysis] = ANALYSES) ->
     """The analysis of that name, or of that old name. Raises UnknownJobType, which lists them all."""
     analysis = analyses.get(OLD_NAMES.get(job_type, job_type))
     if analysis is None:
-        raise UnknownJobType("no such job type", types=", ".join(sorted(analyses)))
+        known = ", ".join(sorted(analyses))
+        raise UnknownJobType(f"no such job type; there are {known}", types=known)
     return analysis
 
 

@@ -145,18 +145,18 @@ def adopt(dry_run: bool, give_up_after: float) -> None:
 @click.argument("job_type", metavar="TYPE", default="*")
 def pause(job_type: str) -> None:
     """Hand out no more jobs of TYPE (default: of all types). Running jobs go on; new ones wait."""
-    from aiworker.cli.wiring import pause_queue
+    from aiworker.cli.jobs import pause_jobs
 
-    _run(pause_queue(load_settings(), job_type))
+    _run(pause_jobs(load_settings(), job_type, _console))
 
 
 @main.command()
 @click.argument("job_type", metavar="TYPE", default="*")
 def resume(job_type: str) -> None:
     """Take back a pause of TYPE (default: the one of all types)."""
-    from aiworker.cli.wiring import resume_queue
+    from aiworker.cli.jobs import resume_jobs
 
-    _run(resume_queue(load_settings(), job_type))
+    _run(resume_jobs(load_settings(), job_type, _console))
 
 
 @main.command()

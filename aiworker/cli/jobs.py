@@ -1,19 +1,26 @@
-"""`enqueue`, `status` and `cancel`: a client of the gateway like any other."""
+"""`enqueue`, `status` and `cancel`: a client of the gateway like any other. `pause` and `resume` ask the database."""
 
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 from uuid import UUID
 
 from rich.console import Console
 
+from aiworker.analyses.registry import OLD_NAMES, find_analysis
 from aiworker.cli.client import DEMO_USER, gateway_client
 from aiworker.cli.demo import DemoFailed, follow, show_result
 from aiworker.cli.keys import keys_for
-from aiworker.cli.stack import STATE_DIR
+from aiworker.cli.stack import STATE_DIR, with_database
+from aiworker.cli.wiring import pause_queue, resume_queue
 from aiworker.domain.errors import ConfigurationError
+from aiworker.gateway.auth import service_token
 from aiworker.settings import Settings
+
+EVERY_TYPE = "*"
+_TOKEN_S = 3600
 
 Target = tuple[str, Settings]
 
@@ -45,8 +52,26 @@ async def cancel_job(target: Target, job_id: str, console: Console) -> None:
         console.print_json(json.dumps(await client.cancel(job_id)))
 
 
+async def pause_jobs(settings: Settings, job_type: str, console: Console) -> None:
+    """Raises UnknownJobType: who mistypes a name must not believe that it is paused."""
+    name = job_type if job_type == EVERY_TYPE else find_analysis(job_type).name
+    async with with_database(settings) as found:
+        await pause_queue(found, name)
+    console.print(f"paused: {name}")
+
+
+async def resume_jobs(settings: Settings, job_type: str, console: Console) -> None:
+    """Any name: a pause may be older than this release's types."""
+    name = OLD_NAMES.get(job_type, job_type)
+    async with with_database(settings) as found:
+        await resume_queue(found, name)
+    console.print(f"resumed: {name}")
+
+
 def _service_key(settings: Settings) -> str:
-    key = keys_for(settings, STATE_DIR).service_key
-    if key is None:
+    keys = keys_for(settings, STATE_DIR)
+    if keys.service_key is not None:
+        return keys.service_key
+    if keys.jwt_secret is None:
         raise ConfigurationError("set SUPABASE_SERVICE_ROLE_KEY to the key that the gateway was started with")
-    return key
+    return service_token(keys.jwt_secret, int(time.time()) + _TOKEN_S)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import aiohttp
+from pydantic import SecretStr
 
 from aiworker.cli.embedded_postgres import EmbeddedPostgres
 from aiworker.cli.keys import Keys, keys_for
@@ -91,6 +92,21 @@ def _weights(settings: Settings, say: Say) -> Path:
     except WeightsUnavailable:
         say(f"weights: getting {settings.yolo_model}")
         return pull_weights(settings.yolo_model, settings.models_dir).resolve()
+
+
+@asynccontextmanager
+async def with_database(settings: Settings) -> AsyncIterator[Settings]:
+    """`settings` with the database that `up` keeps in this folder, where none is configured and there is one."""
+    data = STATE_DIR / "postgres"
+    if settings.database_url is not None or not await asyncio.to_thread(data.exists):
+        yield settings
+        return
+    server = EmbeddedPostgres(data)
+    url = await asyncio.to_thread(server.start)
+    try:
+        yield settings.model_copy(update={"database_url": SecretStr(url)})
+    finally:
+        await asyncio.to_thread(server.stop)
 
 
 async def _database(settings: Settings, cleanup: AsyncExitStack, say: Say) -> str:

@@ -14,6 +14,7 @@ from aiworker.domain.errors import NotAuthenticated
 
 _ALGORITHM = "HS256"
 _CLOCK_SKEW_S = 10
+_SERVICE_ROLE = "service_role"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Authenticator:
             raise NotAuthenticated(type(error).__name__) from None
 
     def _user(self, claims: Mapping[str, Any]) -> Principal:
-        if claims.get("role") == "service_role":
+        if claims.get("role") == _SERVICE_ROLE:
             return Principal(None)
         try:
             return Principal(UUID(str(claims.get("sub"))))
@@ -78,3 +79,8 @@ def user_token(secret: str, user_id: UUID, expires_at: int) -> str:
     """A token as Supabase makes them. `expires_at` in epoch seconds."""
     claims = {"sub": str(user_id), "role": "authenticated", "aud": "authenticated", "exp": expires_at}
     return jwt.encode(claims, secret, algorithm=_ALGORITHM)
+
+
+def service_token(secret: str, expires_at: int) -> str:
+    """The service's, for where no key of its own is configured. `expires_at` in epoch seconds."""
+    return jwt.encode({"role": _SERVICE_ROLE, "exp": expires_at}, secret, algorithm=_ALGORITHM)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from fakes.silent_proxy import SilentProxy
 from PIL import Image
 
 from aiworker.cli import doctor
+from aiworker.cli.embedded_postgres import EmbeddedPostgres
+from aiworker.queue.migrate import migrate
+from aiworker.queue.postgres import PostgresQueue
 
 COMMANDS = [
     "demo",
@@ -172,6 +177,28 @@ async def test_doctor_asks_ollama(tmp_path: Path, yolo_weights: Path) -> None:
         ("ok", "llama3.2:3b: text only"),
         ("warn", "qwen2.5vl:3b is not there"),
     ]
+
+
+def test_pause_and_resume_reach_the_database_that_up_keeps() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="aiworker-test-"))
+    folder.chmod(0o755)
+    without = {"DATABASE_URL": ""}
+    try:
+        with EmbeddedPostgres(folder / ".aiworker" / "postgres") as url:
+            asyncio.run(migrate(url))
+            assert aiworker("pause", "food_image", cwd=folder, **without).stdout == "paused: sofia_image\n"
+            mistyped = aiworker("pause", "sofia_imag", cwd=folder, **without)
+            assert (mistyped.returncode, "sofia_text" in mistyped.stderr) == (1, True)
+            assert asyncio.run(paused(url)) == ["sofia_image"]
+            assert aiworker("resume", "sofia_image", cwd=folder, **without).returncode == 0
+            assert asyncio.run(paused(url)) == []
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def paused(url: str) -> list[str]:
+    async with PostgresQueue(url) as queue:
+        return sorted((await queue.depth()).paused)
 
 
 def test_beyond_loopback_the_gateway_wants_a_secret(tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ def test_a_port_in_env_does_not_move_what_health_checks_and_prometheus_ask() -> 
         environment = compose()["services"][name]["environment"]
         assert f"{name}:{environment[variable]}" in scraped
         assert environment[host] == "0.0.0.0"
+    worker = compose()["services"]["worker"]
+    assert worker["environment"]["HOST"] == "127.0.0.1", "or doctor misses the gateway's secrets there"
+    assert worker["ports"] == ["127.0.0.1:${WORKER_HEALTH_PORT:-3001}:3001"], "the docs ask it on the server"
     gateway = compose()["services"]["gateway"]
     port = gateway["environment"]["PORT"]
     assert f":{port}/" in gateway["environment"]["HEALTH_URL"]

@@ -11,7 +11,7 @@ import pytest
 
 from aiworker.cli.keys import Keys, is_loopback, keys_for
 from aiworker.domain.errors import ConfigurationError, NotAuthenticated
-from aiworker.gateway.auth import Authenticator, user_token
+from aiworker.gateway.auth import Authenticator, service_token, user_token
 from aiworker.settings import load_settings
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes!"
@@ -45,6 +45,7 @@ def test_the_anon_key_beside_a_users_token_changes_nothing() -> None:
 
 def test_a_service_role_token_is_the_service() -> None:
     assert auth.principal(bearer(token(role="service_role"))).is_service
+    assert auth.principal(bearer(service_token(SECRET, int(time.time()) + 60))).is_service
 
 
 @pytest.mark.parametrize(
