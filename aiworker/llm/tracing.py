@@ -38,6 +38,7 @@ def _asked(request: PromptRequest, provider: str, model: str) -> dict[str, Any]:
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": _PROVIDERS.get(provider, provider),
         "gen_ai.request.model": model,
+        "gen_ai.request.stream": True,
         "gen_ai.request.max_tokens": request.max_tokens,
         "gen_ai.request.temperature": request.temperature,
         "gen_ai.output.type": "json" if request.answer else "text",

@@ -196,6 +196,7 @@ async def test_a_call_is_a_span_within_its_jobs(gemini: FakeGemini, monkeypatch:
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "gcp.gemini",
         "gen_ai.request.model": "gemini-2.5-flash",
+        "gen_ai.request.stream": True,
         "gen_ai.request.max_tokens": 1024,
         "gen_ai.request.temperature": 0.1,
         "gen_ai.output.type": "json",
