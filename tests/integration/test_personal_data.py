@@ -53,7 +53,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     "sofia_image": {
         "imageUrl": "https://example.org/imageUrlsigiloso.jpg",
         "mealType": "mealTypesigiloso",
-        "userContext": {"userName": "userNamesigiloso"},
+        "userContext": {"userName": "userNamesigiloso", "currentMeal": "currentMealsigiloso"},
     },
     "sofia_text": {"text": "comi textsigiloso e 100 g de arroz"},
     "unified_assistant": {
@@ -295,8 +295,16 @@ def documented(name: str) -> dict[str, set[str]]:
     return {"sent": set(re.findall(r"`(\w+)`", sent)), "kept": set(re.findall(r"`(\w+)`", kept))}
 
 
-@pytest.mark.parametrize("name", ANALYSES)
-async def test_the_page_lists_what_is_sent_to_gemini(gemini: FakeGemini, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    # Of the two names of a meal only one is ever used.
+    [*[(name, "mealType") for name in ANALYSES], ("sofia_image", "userContext")],
+)
+async def test_the_page_lists_what_is_sent_to_gemini(
+    gemini: FakeGemini, monkeypatch: pytest.MonkeyPatch, name: str, left_out: str
+) -> None:
+    given = {key: value for key, value in INPUTS[name].items() if key != left_out}
+    monkeypatch.setitem(INPUTS, name, given)
     model = gemini_model(gemini)
     await run(name, model, Metrics())
     await model.close()
@@ -307,6 +315,20 @@ async def test_the_page_lists_what_is_sent_to_gemini(gemini: FakeGemini, name: s
     assert sent == page["sent"] & marked
     assert marked - sent == page["kept"] & marked
     assert ("inlineData" in json.dumps(request)) == ("photo" in page["sent"])
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_every_field_that_a_user_can_write_into_has_a_mark(name: str) -> None:
+    schema = ANALYSES[name].input_model.model_json_schema()
+    models = [schema, *schema.get("$defs", {}).values()]
+    fields = {field: about for model in models for field, about in model.get("properties", {}).items()}
+    # A list that the schema closes holds none of their words, nor does the name of a detector; a turn's `content` is
+    # marked as history.
+    free = {
+        field for field, about in fields.items() if "string" in json.dumps(about) and "enum" not in json.dumps(about)
+    }
+    marked = set(re.findall(r"(\w+?)sigiloso", json.dumps(INPUTS[name])))
+    assert free - {"detector", "content"} <= marked
 
 
 async def test_a_collector_that_is_away_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
