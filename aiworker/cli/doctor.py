@@ -248,7 +248,8 @@ def _ollama_model(name: str, state: dict[str, bool | None], settings: Settings) 
         do = "choose a model that runs on your own server"
         return Finding("ollama", Verdict.WARN, f"{name} runs in Ollama's cloud, which LOCAL_ONLY forbids", do)
     vision = {True: "sees images", False: "text only", None: "vision unknown"}[state["vision"]]
-    return Finding("ollama", Verdict.OK, f"{name}: {vision}")
+    where = ", in Ollama's cloud, which is told what users write" if state["remote"] else ""
+    return Finding("ollama", Verdict.OK, f"{name}: {vision}{where}")
 
 
 async def _check_gemini(settings: Settings) -> list[Finding]:

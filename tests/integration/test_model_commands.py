@@ -150,6 +150,9 @@ async def test_doctor_says_which_models_do_not_fit(server: FakeOllama) -> None:
     assert (text.verdict, vision.verdict) == (Verdict.WARN, Verdict.WARN)
     assert "cloud" in text.found
     assert "text only" in vision.found
+    _, text, _ = await check_ollama(settings_for(server.url))
+    assert text.verdict is Verdict.OK
+    assert "cloud" in text.found
 
 
 @pytest.mark.parametrize(
