@@ -92,7 +92,8 @@ async def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             await driver.finish(0)
             await asyncio.gather(looking, return_exceptions=True)
         jobs = await _ledger(database, driver.log.sent)
-        old = {} if options.soak else await _old(system, kinds, rng, console, quick=options.quick)
+        # It asks the stand-ins: beside real models it would be compared with something else.
+        old = {} if options.soak or options.live else await _old(system, kinds, rng, console, quick=options.quick)
     return _run(options, plan, driver, watch, jobs, old, [kind.name for kind in kinds])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from aiworker.cli import embedded_postgres
 from aiworker.settings import Settings
 from aiworker.telemetry.metrics import Metrics
 
@@ -83,6 +84,12 @@ def test_a_port_in_env_does_not_move_what_health_checks_and_prometheus_ask() -> 
     port = gateway["environment"]["PORT"]
     assert f":{port}/" in gateway["environment"]["HEALTH_URL"]
     assert gateway["ports"][0].endswith(f":{port}")
+
+
+def test_postgres_logs_no_more_of_what_users_typed_than_the_embedded_one() -> None:
+    kept_out = {f"-c{name}={value}" for name, value in embedded_postgres._SETTINGS.items() if name.startswith("log_")}
+    assert len(kept_out) == 2
+    assert kept_out <= set(compose()["services"]["postgres"]["command"])
 
 
 def test_every_variable_that_compose_asks_for_is_in_the_example() -> None:
