@@ -23,7 +23,7 @@ _JOINS_NOTHING = re.compile(f"(?<!{_EMOJI})\u200d|\u200d(?!{_EMOJI})")
 _BRACKETS = str.maketrans("<>", "‹›")
 # Models' own marks for a change of speaker ("<|im_start|>", "</s>", "[INST]", "[|user|]") are special tokens to some
 # servers even inside a message, and Ollama looks for a picture at "[img-0]". Without their brackets they are letters.
-_INST = re.compile(r"\[([/|]?[\w-]{1,20}\|?)\]")
+_INST = re.compile(r"\[([/／|｜]?[\w-]{1,20}[|｜]?)\]")
 
 
 @dataclass(frozen=True, slots=True)
