@@ -20,7 +20,8 @@ LONGEST_WAIT_S = 86_400.0
 MAX_LINE = 1 << 20
 MAX_BODY = 8 << 20
 _MAX_ERROR_BODY = 64 << 10
-# After a complete answer there is nothing to wait for but the end of the stream.
+# After a complete answer there is nothing to wait for but the end of the stream; after each event of one that says of
+# every event that it is the last, as Gemini's did in 2024, for the next.
 _LAST_WORDS_S = 0.5
 _JSON = {"Content-Type": "application/json"}
 
@@ -86,9 +87,10 @@ class Http:
                         phase = "total"
                         clock.reschedule(asyncio.get_running_loop().time() + deadline.remaining())
                     for line in lines.feed(chunk):
-                        if on_line(line) and not complete:
+                        if on_line(line):
                             complete = True
-                            clock.reschedule(asyncio.get_running_loop().time() + _LAST_WORDS_S)
+                            left_s = min(_LAST_WORDS_S, deadline.remaining())
+                            clock.reschedule(asyncio.get_running_loop().time() + left_s)
                 for line in lines.end():
                     on_line(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -99,8 +99,8 @@ class FakeGemini(FakeLlmServer):
             if index == reply.error_after:
                 await response.write(_event({"error": {"code": 503, "status": "UNAVAILABLE", "message": "overloaded"}}))
                 return response
-            last = index == len(pieces) - 1
-            await response.write(_event(_piece(piece, finish if last else None, index + 1)))
+            ends = reply.finish_always or index == len(pieces) - 1
+            await response.write(_event(_piece(piece, finish if ends else None, index + 1)))
             await asyncio.sleep(reply.token_s)
             if index == 0:
                 await self._wait(reply.after_first)

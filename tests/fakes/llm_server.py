@@ -21,7 +21,8 @@ class Reply:
     `before`, `after_first` and `at_end` are awaited before the first token, after it, and when all is said: an event
     that nobody sets is a hang. After `cut_after` tokens the connection is aborted; `garbage_after` sends a line that is
     not JSON instead of a token, `rubbish_at_end` after the whole answer, `error_after` an error inside the stream;
-    `calls` are the functions that it asks for, after its text. `status` other than 200 answers `body` at once.
+    `calls` are the functions that it asks for, after its text. With `finish_always`, each of Gemini's events says
+    how it ended, as they did in 2024. `status` other than 200 answers `body` at once.
     """
 
     text: str | None = None
@@ -39,6 +40,7 @@ class Reply:
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
     error: Any = "llama runner process has terminated"
     token_s: float = 0.0
+    finish_always: bool = False
 
 
 class FakeLlmServer:

@@ -141,6 +141,12 @@ QUOTAS = {
 }
 
 
+async def test_an_answer_whose_every_event_says_stop_is_read_to_its_end(server: FakeGemini, model: GeminiModel) -> None:
+    text = "Arroz e feijão. " * 15
+    server.script(Reply(text, finish_always=True, token_s=0.05))
+    assert (await model.complete(ask(), soon())).text == text.strip()
+
+
 async def test_a_blocked_prompt_counts_though_the_connection_stays_open(server: FakeGemini, model: GeminiModel) -> None:
     server.script(Reply(body={"promptFeedback": {"blockReason": "SAFETY"}}, at_end=asyncio.Event()))
     with pytest.raises(PromptBlocked):
