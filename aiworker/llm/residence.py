@@ -9,12 +9,17 @@ _REAL_LOAD_S = 0.5
 
 
 class Residence:
-    """Text and vision are two models. `keep_alive_s` is what every call asks for; None: the provider loads nothing."""
+    """Text and vision are two models, for which there may be room together or not: what had to be loaded though it
+    was thought to be there says that there is none, until one is there that was thought to be gone.
+
+    `keep_alive_s` is what every call asks for; None: the provider loads nothing.
+    """
 
     def __init__(self, keep_alive_s: float | None) -> None:
         self._keep_alive_s = keep_alive_s
         self._until = {True: -math.inf, False: -math.inf}
         self._load_s = {True: 0.0, False: 0.0}
+        self._one_at_a_time = False
 
     def load_s(self, now: float, vision: bool) -> float:
         """What a call now has to wait for its model: 0 while it is there, or where no load has been seen yet."""
@@ -27,10 +32,16 @@ class Residence:
 
     def answered(self, now: float, vision: bool, load_s: float) -> None:
         """A call ended well; `load_s` is what it said of loading."""
-        if self._keep_alive_s is not None:
-            self._until[vision] = now + self._keep_alive_s
-        if load_s >= _REAL_LOAD_S:
+        if self._keep_alive_s is None:
+            return
+        loaded_now = load_s >= _REAL_LOAD_S
+        if loaded_now:
             self._load_s[vision] = load_s
+        if loaded_now == self.loaded(now, vision):
+            self._one_at_a_time = loaded_now
+        self._until[vision] = now + self._keep_alive_s
+        if self._one_at_a_time:
+            self._until[not vision] = -math.inf
 
     def gone(self) -> None:
         """The server was not there: if it comes back, it comes back empty."""

@@ -86,6 +86,28 @@ def test_worst_case_is_bounded_by_the_tokens_that_may_come(max_tokens: int, answ
     assert outlook.safe_s <= max_tokens * answer_ms / 1000 / 900 * 1.0001
 
 
+def test_two_models_without_room_for_both_are_known_by_their_loads() -> None:
+    residence = Residence(keep_alive_s=1800)
+    residence.answered(0, False, 7.0)
+    residence.answered(10, True, 9.0)
+    assert residence.load_s(11, vision=False) == 0
+    residence.answered(20, False, 7.0)
+    assert residence.load_s(21, vision=True) == 9.0
+    residence.answered(30, True, 9.0)
+    assert residence.load_s(31, vision=False) == 7.0
+    assert residence.load_s(31, vision=True) == 0
+
+
+def test_a_model_that_is_there_after_all_says_that_both_fit() -> None:
+    residence = Residence(keep_alive_s=1800)
+    for now, vision, load_s in ((0, False, 7.0), (10, True, 9.0), (20, False, 7.0), (30, True, 9.0)):
+        residence.answered(now, vision, load_s)
+    residence.answered(40, False, 0.08)
+    assert residence.load_s(41, vision=True) == 0
+    residence.answered(50, True, 0.08)
+    assert residence.load_s(51, vision=False) == 0
+
+
 def test_a_load_is_expected_where_the_model_is_not_there_any_more() -> None:
     residence = Residence(keep_alive_s=1800)
     assert residence.load_s(0, vision=False) == 0
