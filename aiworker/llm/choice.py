@@ -47,6 +47,7 @@ class _Option:
     safe_s: float
     late_s: float
     sure_s: float
+    load_s: float
     known: bool
 
     def safe(self, end_at: float) -> bool:
@@ -120,6 +121,7 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
         safe_s=wait_s + safe_s,
         late_s=late_s,
         sure_s=_RESCUE * (wait_s + doubt * safe_s),
+        load_s=standing.load_s,
         known=outlook is not None,
     )
 
@@ -163,7 +165,8 @@ def _beside(
         own = options.get(run.name)
         if own is None or not own.known or run.sent_at is None:
             continue
-        hopeless_at = run.sent_at + max(_HOPELESS * own.late_s, _HOPELESS_LEAST * ask.least_s)
+        # A load that nobody waits for any more is broken off, and the next call would begin it anew.
+        hopeless_at = run.sent_at + own.load_s + max(_HOPELESS * own.late_s, _HOPELESS_LEAST * ask.least_s)
         if hopeless_at > now + _SAME_S:
             moments.append(hopeless_at)
         elif now + own.late_s <= ask.end_at:

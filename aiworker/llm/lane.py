@@ -94,7 +94,8 @@ class Lane:
         wait_s = self.slots.wait_s(now, deadline, call.ticket if call else None)
         outlook = self.outlook(now, size, call)
         if call is not None:
-            return Standing(now, wait_s=wait_s, outlook=outlook)
+            unexpected_s = 0.0 if call.load_s else self.residence.last_load_s(size.images > 0)
+            return Standing(now, wait_s=wait_s, outlook=outlook, load_s=unexpected_s)
         may_at, lacking = self._may_at(moment, size)
         rested_at = self.breaker.ready_at(now)
         return Standing(

@@ -27,6 +27,10 @@ class Residence:
             return 0.0
         return self._load_s[vision]
 
+    def last_load_s(self, vision: bool) -> float:
+        """What loading took when last seen, whether or not the model is thought to be there."""
+        return self._load_s[vision]
+
     def loaded(self, now: float, vision: bool) -> bool:
         return self._keep_alive_s is None or now < self._until[vision]
 

@@ -231,6 +231,13 @@ def test_hopeless_call_is_taken_back_while_another_try_fits() -> None:
     assert decide(ask(hedge=True), both, {}, runs, NOW + 4) == Leave("ollama", TIMED_OUT)
 
 
+def test_a_call_that_may_be_loading_is_hopeless_later() -> None:
+    known = {"ollama": Standing(outlook=takes(1, 2), load_s=5)}
+    runs = [Run("ollama", NOW, NOW)]
+    assert decide(ask(), known, {}, runs, NOW + 4) == Wait(NOW + 9)
+    assert decide(ask(), known, {}, runs, NOW + 9) == Leave("ollama", TIMED_OUT)
+
+
 def test_each_reason_is_told() -> None:
     known = {
         "ollama": Standing(never=NO_VISION),
