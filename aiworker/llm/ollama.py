@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -16,12 +18,13 @@ from aiworker.domain.errors import (
     ModelNotFound,
     PromptTooLong,
     ProviderError,
+    ProviderTimeout,
     RequestRejected,
 )
 from aiworker.llm.answering import ask_checked
 from aiworker.llm.bill import Bill
 from aiworker.llm.http import Http
-from aiworker.llm.ollama_chat import ChatStream, chat_body, newer_half, out_of_room
+from aiworker.llm.ollama_chat import ChatStream, chat_body, load_body, newer_half, out_of_room
 from aiworker.llm.ollama_errors import NAME, error_of
 from aiworker.llm.pictures import Pictures, pixels_read
 from aiworker.llm.structured import Said
@@ -30,6 +33,7 @@ from aiworker.telemetry.traces import Traces
 
 _SHOWN_TTL_S = 300.0
 _SHOW_S = 5.0
+_LOAD_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class OllamaModel:
         self._http = Http(NAME, base_url, error_of, keep_connections=False, headers={})
         self._shown: dict[str, tuple[float, Shown]] = {}
         self._pictures = Pictures()
+        self._loads: dict[str, asyncio.Task[None]] = {}
 
     @property
     def sees_images(self) -> bool:
@@ -118,7 +123,12 @@ class OllamaModel:
             bill.note_call()
             body = chat_body(request, model, self._num_ctx, self._keep_alive, thinks=shown.says("thinking"))
             answer = ChatStream(model)
-            await self._http.post_lines("/api/chat", body, deadline, answer.feed)
+            try:
+                await self._http.post_lines("/api/chat", body, deadline, answer.feed)
+            except (ProviderTimeout, asyncio.CancelledError):
+                if not (answer.begun or shown.remote):
+                    self._load_on(model)
+                raise
             said = answer.said()
             if out_of_room(said.completion, request.max_tokens, self._num_ctx):
                 note = "the prompt leaves no room for an answer: raise OLLAMA_NUM_CTX, if the memory allows"
@@ -145,7 +155,23 @@ class OllamaModel:
         return {"reachable": True, "version": version.get("version"), "models": models, "error": None, "note": ""}
 
     async def close(self) -> None:
+        loads = list(self._loads.values())
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
         await self._http.close()
+
+    def _load_on(self, model: str) -> None:
+        """Ollama breaks a load off when nobody waits for it any more: one that takes longer than a job may would be
+        begun anew by every job, and never be over."""
+        if model not in self._loads:
+            self._loads[model] = task = asyncio.create_task(self._load(model))
+            task.add_done_callback(lambda _: self._loads.pop(model, None))
+
+    async def _load(self, model: str) -> None:
+        body = load_body(model, self._num_ctx, self._keep_alive)
+        with contextlib.suppress(ProviderError):
+            await self._http.json("POST", "/api/chat", body, Deadline.after(_LOAD_S))
 
     def _models(self) -> list[str]:
         return [self.text_model, *([self.vision_model] if self.vision_model else [])]

@@ -48,6 +48,17 @@ def chat_body(request: PromptRequest, model: str, num_ctx: int, keep_alive: str,
     return body
 
 
+def load_body(model: str, num_ctx: int, keep_alive: str) -> dict[str, Any]:
+    """The body of `/api/chat` that has the model loaded and says nothing to it."""
+    return {
+        "model": model,
+        "messages": [],
+        "stream": False,
+        "keep_alive": keep_alive,
+        "options": {"num_ctx": num_ctx},
+    }
+
+
 def _function(tool: Tool) -> dict[str, Any]:
     parameters = schema_of(tool.arguments, "ollama")
     return {
@@ -108,9 +119,11 @@ class ChatStream:
         self._pieces: list[str] = []
         self._calls: list[RawCall] = []
         self._last: dict[str, Any] | None = None
+        self.begun = False
 
     def feed(self, line: bytes) -> bool:
         """Whether this was the last line. Raises ProviderError for an `error` line or for a line that is not JSON."""
+        self.begun = True
         item = json_object(line, NAME)
         if "error" in item:
             raise error_of_text(200, str(item["error"]))

@@ -31,6 +31,7 @@ from aiworker.domain.errors import (
     ProviderError,
     ProviderMisconfigured,
     ProviderRateLimited,
+    ProviderTimeout,
     ProviderUnavailable,
     RequestRejected,
     StreamBroken,
@@ -292,6 +293,24 @@ async def test_once_tokens_flow_the_whole_deadline_counts(
     await server.hung()
     asyncio.get_running_loop().call_later(1, go_on.set)
     assert (await call).text == "Oi! Tudo bem?"
+
+
+@pytest.mark.parametrize("how", ["late", "cancelled"])
+async def test_a_load_that_nobody_has_time_for_goes_on(server: FakeOllama, model: OllamaModel, how: str) -> None:
+    await model.probe(soon())
+    server.script(Reply(before=asyncio.Event()))
+    call = asyncio.create_task(model.complete(ask(), soon(1.0 if how == "late" else 20)))
+    await server.hung()
+    # Ollama aborts it with the call that it was for.
+    server.loaded.clear()
+    if how == "cancelled":
+        call.cancel()
+    with pytest.raises(ProviderTimeout if how == "late" else asyncio.CancelledError):
+        await call
+    async with asyncio.timeout(20):
+        while TEXT not in server.loaded:
+            await asyncio.sleep(0.01)
+    assert server.loaded == {TEXT: server.requests[0]["options"]["num_ctx"]}
 
 
 async def test_refused_connection(server: FakeOllama, model: OllamaModel) -> None:
