@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from aiworker.llm.forecast import Outlook
 from aiworker.llm.situation import (
     NOT_CONFIGURED,
     SLOTS_FULL,
@@ -103,13 +104,12 @@ def _spent(tried: Try | None) -> bool:
 
 
 def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: float) -> _Option:
-    outlook = standing.outlook
-    if outlook is None:
-        likely_s = max(ask.least_s, _UNKNOWN_LIKELY * ask.total_s)
-        safe_s = late_s = _UNKNOWN_SAFE * ask.total_s
-        doubt = 1.0
-    else:
-        likely_s, safe_s, late_s, doubt = outlook.likely_s, outlook.safe_s, outlook.late_s, outlook.doubt
+    outlook = standing.outlook or _unknown(ask)
+    likely_s, late_s, sure_s = outlook.likely_s, outlook.late_s, outlook.doubt * outlook.safe_s
+    if outlook.hearsay:
+        # It says whom to prefer. It must not keep a provider from ever being asked, nor a call from its time.
+        sure_s = outlook.load_s + _UNKNOWN_SAFE * ask.total_s
+        likely_s, late_s = min(likely_s, sure_s), max(late_s, sure_s)
     not_before = max(now, tried.not_before) if tried else now
     last_resort_at = standing.ready_at if standing.last_resort_at is None else standing.last_resort_at
     wait_s = standing.wait_s
@@ -118,12 +118,17 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
         ready_at=max(not_before, standing.ready_at),
         last_resort_at=max(not_before, last_resort_at),
         likely_s=wait_s + likely_s,
-        safe_s=wait_s + safe_s,
+        safe_s=wait_s + outlook.safe_s,
         late_s=late_s,
-        sure_s=_RESCUE * (wait_s + doubt * safe_s),
+        sure_s=_RESCUE * (wait_s + sure_s),
         load_s=standing.load_s,
-        known=outlook is not None,
+        known=not outlook.hearsay,
     )
+
+
+def _unknown(ask: Ask) -> Outlook:
+    likely_s, safe_s = max(ask.least_s, _UNKNOWN_LIKELY * ask.total_s), _UNKNOWN_SAFE * ask.total_s
+    return Outlook(likely_s, likely_s, safe_s, safe_s, hearsay=True)
 
 
 def _in_line(ask: Ask, run: Run, own: _Option, free: Sequence[_Option], now: float) -> Decision:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiworker.domain.completion import Completion
 from aiworker.domain.errors import ProviderError
@@ -114,7 +114,7 @@ class Lane:
         if outlook is None:
             # Long unasked, so nothing is known but that the model has to be loaded first.
             return Outlook(load_s, load_s, load_s, load_s) if load_s else None
-        return outlook.plus(load_s)
+        return replace(outlook.plus(load_s), load_s=load_s)
 
     def enter(
         self, moment: Moment, size: Size, *, deadline: float, unknown_s: float, on_end_of_line: Callable[[bool], None]
@@ -123,6 +123,8 @@ class Lane:
         now = moment.now
         outlook = self.outlook(now, size)
         late_s = max(outlook.late_s if outlook else unknown_s, self._tuning.least_s)
+        if outlook and outlook.hearsay:
+            late_s = max(late_s, outlook.load_s + unknown_s)
         ticket = Ticket(deadline, outlook.mean_s if outlook else None, on_end_of_line)
         call = Call(size, ticket, now, late_s, self.residence.load_s(now, size.images > 0))
         wait_s = self.slots.wait_s(now, deadline)

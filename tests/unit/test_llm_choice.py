@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +40,12 @@ def takes(likely_s: float, safe_s: float) -> Outlook:
 
 FAST, SLOW = Standing(outlook=takes(1, 2)), Standing(outlook=takes(6, 20))
 
-outlooks = st.builds(lambda likely, more: takes(likely, likely * more), st.floats(0.05, 30), st.floats(1, 5))
+outlooks = st.builds(
+    lambda likely, more, hearsay: replace(takes(likely, likely * more), hearsay=hearsay),
+    st.floats(0.05, 30),
+    st.floats(1, 5),
+    st.booleans(),
+)
 standings = st.builds(
     lambda last_resort_at, ready_at, **rest: Standing(
         # A last resort never comes after what it stands in for.
@@ -105,8 +112,9 @@ def test_decision_holds_its_promises(situation) -> None:
             assert name not in tried or tried[name].not_before <= NOW
             outlook = known[name].outlook
             if outlook:
-                # Nobody is asked who would more likely than not be late.
-                assert NOW + known[name].wait_s + outlook.likely_s <= wanted.end_at + 1e-3
+                # Nobody is asked who would more likely than not be late, unless that is only hearsay.
+                likely_s = outlook.load_s if outlook.hearsay else outlook.likely_s
+                assert NOW + known[name].wait_s + likely_s <= wanted.end_at + 1e-3
         case Leave(name, code):
             assert name in running
             assert code in (SLOTS_FULL, TIMED_OUT)
@@ -236,6 +244,23 @@ def test_a_call_that_may_be_loading_is_hopeless_later() -> None:
     runs = [Run("ollama", NOW, NOW)]
     assert decide(ask(), known, {}, runs, NOW + 4) == Wait(NOW + 9)
     assert decide(ask(), known, {}, runs, NOW + 9) == Leave("ollama", TIMED_OUT)
+
+
+def test_hearsay_keeps_nobody_from_being_asked_and_takes_no_call_back() -> None:
+    """How fast other kinds were says little of one that was never asked for."""
+    slow = Standing(outlook=Outlook(150, 150, 150, 150, hearsay=True))
+    assert decide(ask(), {"ollama": slow}, {}, [], NOW) == Send("ollama")
+    assert decide(ask(), {"ollama": slow, "gemini": FAST}, {}, [], NOW) == Send("gemini")
+    loading = Standing(outlook=Outlook(151, 151, 151, 151, hearsay=True, load_s=20))
+    assert isinstance(decide(ask(), {"ollama": loading}, {}, [], NOW), GiveUp)
+
+    quick = Standing(outlook=Outlook(0.3, 0.3, 0.4, 0.4, hearsay=True))
+    run = [Run("ollama", NOW, NOW)]
+    assert decide(ask(), {"ollama": quick}, {}, run, NOW + 5) == Wait(NOW + 15)
+    # Nor is it trusted to come to the rescue at the last moment.
+    rescue = decide(ask(), {"ollama": SLOW, "gemini": quick}, {}, run, NOW)
+    assert isinstance(rescue, Wait)
+    assert rescue.until < NOW + 8
 
 
 def test_each_reason_is_told() -> None:
