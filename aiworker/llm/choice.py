@@ -108,7 +108,7 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
     likely_s, late_s, sure_s = outlook.likely_s, outlook.late_s, outlook.doubt * outlook.safe_s
     if outlook.hearsay:
         # It says whom to prefer. It must not keep a provider from ever being asked, nor a call from its time.
-        sure_s = outlook.load_s + _UNKNOWN_SAFE * ask.total_s
+        sure_s = outlook.load_s + max(ask.least_s, _UNKNOWN_SAFE * ask.total_s)
         likely_s, late_s = min(likely_s, sure_s), max(late_s, sure_s)
     not_before = max(now, tried.not_before) if tried else now
     last_resort_at = standing.ready_at if standing.last_resort_at is None else standing.last_resort_at
