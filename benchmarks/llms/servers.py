@@ -48,6 +48,8 @@ class Place:
         found = _DEADLINE.search(raw)
         deadline = float(found.group(1)) if found else float("inf")
         counts = self.counts
+        if self.provider == "ollama" and not json.loads(raw).get("messages"):
+            return await self._load()
         counts["calls"] += 1
         begun = False
         try:
@@ -64,6 +66,12 @@ class Place:
             if not begun:
                 counts["wasted_in_line"] += 1
             raise asyncio.CancelledError from None
+
+    async def _load(self) -> web.Response:
+        """Who only wants the model loaded takes no slot and is answered at once, unless the server hangs."""
+        if self._fate().kind == "hang":
+            await asyncio.Event().wait()
+        return web.json_response({"done": True, "done_reason": "load", "message": {"role": "assistant", "content": ""}})
 
     def _fate(self) -> Fate:
         fate = self._behave((time.monotonic() - self._began) / self._scale)
