@@ -155,7 +155,7 @@ def _pull_from_ollama(settings: Settings, name: str, console: Console) -> None:
             for part in client.pull(name, stream=True):
                 what = part.status or name
                 if not part.total:
-                    console.print(what)
+                    console.print(what, markup=False)
                     continue
                 if what not in tasks:
                     tasks[what] = bars.add_task(what, total=part.total)

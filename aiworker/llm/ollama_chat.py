@@ -16,7 +16,7 @@ _NS_PER_MS = 1e6
 # What is less than this part of the answer is none, and what is more than that part of the context is all of it.
 _LEAST_ROOM = 0.5
 _FULL = 0.95
-_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+_NOT_ASKED = frozenset({"load", "unload"})
 
 
 def chat_body(request: PromptRequest, model: str, num_ctx: int, keep_alive: str, *, thinks: bool) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class ChatStream:
         """Whether this was the last line. Raises ProviderError for an `error` line or for a line that is not JSON."""
         self.begun = True
         item = json_object(line, NAME)
-        if "error" in item:
+        if item.get("error"):
             raise error_of_text(200, str(item["error"]))
         message = item.get("message")
         if isinstance(message, dict):
@@ -140,9 +140,10 @@ class ChatStream:
         """Raises StreamBroken where the stream ended before its `done` line."""
         if self._last is None:
             raise StreamBroken("the stream ended early", provider=NAME, phase="total")
-        finish = _FINISH.get(str(self._last.get("done_reason", "stop")))
-        if finish is None:
+        reason = str(self._last.get("done_reason"))
+        if reason in _NOT_ASKED:
             raise AnswerEmpty("the model was loaded or unloaded instead of asked", provider=NAME)
+        finish: FinishReason = "length" if reason == "length" else "stop"
         load, prompt, answer = (self._ms(f"{part}_duration") for part in ("load", "prompt_eval", "eval"))
         completion = Completion(
             text="".join(self._pieces),

@@ -79,7 +79,7 @@ def summary(jobs: Sequence[Job]) -> dict[str, Any]:
         "jobs": len(jobs),
         "unfinished": len(jobs) - len(done),
         "completed": sum(job.status == "completed" for job in done),
-        "failed": sum(job.status == "failed" for job in done),
+        "failed": sum(job.status in ("failed", "cancelled") for job in done),
         "degraded": sum(job.degraded_code is not None for job in done),
         "timed_out": sum(job.timed_out for job in done),
         "why": dict(Counter(code for job in done if (code := job.error_code or job.degraded_code))),

@@ -199,13 +199,14 @@ def test_a_summary_counts_every_way_to_end() -> None:
         job(),
         job(status="failed", error_code="deadline_exceeded"),
         job(status="failed", error_code="media_not_found"),
+        job(status="cancelled"),
         job(end_to_end_s=31.0),
         job(degraded_code="no_provider"),
         job(status="processing", end_to_end_s=None),
     ]
     found = summary(jobs)
     counts = {key: found[key] for key in ("jobs", "unfinished", "completed", "failed", "degraded", "timed_out")}
-    assert counts == {"jobs": 6, "unfinished": 1, "completed": 3, "failed": 2, "degraded": 1, "timed_out": 2}
+    assert counts == {"jobs": 7, "unfinished": 1, "completed": 3, "failed": 3, "degraded": 1, "timed_out": 2}
     assert found["why"] == {"deadline_exceeded": 1, "media_not_found": 1, "no_provider": 1}
 
 

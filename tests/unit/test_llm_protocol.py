@@ -454,6 +454,15 @@ def test_gemini_messages_do_not_reach_the_error() -> None:
     assert "secret" not in repr(vars(gemini_errors.error_of(400, raw, {})))
 
 
+@pytest.mark.parametrize("reason", ["stop", "", None, "eos", ["stop"]])
+def test_whatever_ends_an_answer_of_ollama_it_has_ended(reason: Any) -> None:
+    stream = ollama_chat.ChatStream("m")
+    stream.feed(json.dumps({"message": {"content": "Sim."}, "error": None, "done": False}).encode())
+    stream.feed(json.dumps({"message": {"content": ""}, "done": True, "done_reason": reason}).encode())
+    completion = stream.said().completion
+    assert (completion.text, completion.finish) == ("Sim.", "stop")
+
+
 def test_gemini_error_in_mid_stream_that_is_no_event() -> None:
     stream = gemini_stream(candidate(None, "a"))
     details = quota_details("GenerateRequestsPerMinutePerProjectPerModel", "5s")
