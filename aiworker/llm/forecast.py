@@ -40,8 +40,8 @@ class Outlook:
 
     Beyond `late_s`, nine of ten have come or been given up: one that has not is unusual. Unlike `safe_s` it does not
     guess how long those would have taken that were given up, so hedging does not push it anywhere. `doubt` is 1 where
-    many answers say so and 2 where one does. `hearsay`: no call of this kind is known, only how fast others were; of it
-    `load_s`, for loading the model, is certain.
+    many answers say so and 2 where one does. `hearsay`: of this kind no answer is known, only how fast others
+    were; of it `load_s`, for loading the model, is certain.
     """
 
     likely_s: float
@@ -95,7 +95,7 @@ class Forecast:
             guessed = [sample.seconds if sample.finished else _UNFINISHED * sample.seconds for sample in samples]
             return _outlook(guessed, [sample.seconds for sample in samples])
         speed = self._speeds[size.images > 0]
-        return replace(speed.outlook(size), hearsay=not samples) if speed.at >= now - self._memory_s else None
+        return replace(speed.outlook(size), hearsay=True) if speed.at >= now - self._memory_s else None
 
     def _keep(self, sample: _Sample, kind: str) -> None:
         self._samples.setdefault(kind, deque(maxlen=_SAMPLES)).append(sample)
