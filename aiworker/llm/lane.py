@@ -123,9 +123,11 @@ class Lane:
         now = moment.now
         outlook = self.outlook(now, size)
         late_s = max(outlook.late_s if outlook else unknown_s, self._tuning.least_s)
+        expected_s = outlook.mean_s if outlook else None
         if outlook and outlook.hearsay:
-            late_s = max(late_s, outlook.load_s + unknown_s)
-        ticket = Ticket(deadline, outlook.mean_s if outlook else None, on_end_of_line)
+            unknown_s += outlook.load_s
+            late_s, expected_s = max(late_s, unknown_s), min(outlook.mean_s, unknown_s)
+        ticket = Ticket(deadline, expected_s, on_end_of_line)
         call = Call(size, ticket, now, late_s, self.residence.load_s(now, size.images > 0))
         wait_s = self.slots.wait_s(now, deadline)
         call.probe = self.breaker.begin(now, wait_s + late_s)

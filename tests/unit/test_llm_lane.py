@@ -98,6 +98,15 @@ def test_slots_wait_is_predicted() -> None:
     assert standing(one, 11).wait_s == pytest.approx(7)
 
 
+def test_nobody_despairs_of_a_line_by_hearsay() -> None:
+    """Short prompts' time a token says of a long one that it will take a minute."""
+    one = lane(slots=1)
+    answer(one, 0, 1, prompt_tokens=30, prompt_ms=900)
+    enter(one, 1, Size("long", 7000, 0, 300))
+    assert standing(one, 1, Size("long", 7000, 0, 300)).outlook.likely_s > 60
+    assert standing(one, 1).wait_s == 6
+
+
 def test_full_line_is_not_ready() -> None:
     one = lane(slots=1, max_waiting=1)
     enter(one, 0)
