@@ -14,19 +14,22 @@ from typing import Any, Generic, TypeVar
 import psutil
 
 from aiworker.cli.parts import WorkerParts
-from aiworker.domain.errors import DatabaseUnavailable
+from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
 from aiworker.domain.job import QueueDepth
 from aiworker.gateway.ops import Checks, Ops
 from aiworker.inference.devices import memory_limit_mb
 from aiworker.inference.policy.supervision import LaneState
 from aiworker.queue.postgres import PostgresQueue
 from aiworker.settings import Settings
+from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
 
 # Uptime checks give up after a few seconds; a database that takes longer is not one to work with.
 _DATABASE_PATIENCE_S = 2.0
 _REMEMBERED_S = 1.0
 _NOT_CONFIGURED = "not configured"
+
+_log = get_logger("aiworker.health")
 
 T = TypeVar("T")
 
@@ -135,7 +138,10 @@ def _reachable(queue: PostgresQueue) -> Remembered[bool]:
         try:
             async with asyncio.timeout(_DATABASE_PATIENCE_S):
                 await queue.ping()
-        except (DatabaseUnavailable, TimeoutError):
+        except (ConfigurationError, DatabaseUnavailable) as error:
+            _log.warning("database check failed", note=error.note)
+            return False
+        except TimeoutError:
             return False
         return True
 
@@ -148,7 +154,7 @@ def _depth(queue: PostgresQueue) -> Remembered[QueueDepth | None]:
             # Prometheus gives up after 10 s, and would take a slow database for a worker that is gone.
             async with asyncio.timeout(_DATABASE_PATIENCE_S):
                 return await queue.depth()
-        except (DatabaseUnavailable, TimeoutError):
+        except (ConfigurationError, DatabaseUnavailable, TimeoutError):
             return None
 
     return Remembered(ask)

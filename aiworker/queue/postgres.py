@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
-from aiworker.domain.errors import JobNotFound
+from aiworker.domain.errors import DatabaseUnavailable, JobNotFound
 from aiworker.domain.job import ClaimedJob, Enqueued, JobType, JobView, Lease, NewJob, QueueDepth, Renewal
 from aiworker.domain.messages import sentence
 from aiworker.domain.outcome import Outcome
@@ -31,6 +31,7 @@ _ENQUEUE = "select * from public.enqueue_analysis($1, $2, $3, $4, $5, $6, $7, $8
 _STATUS = "select * from public.get_analysis_status($1, $2)"
 _CANCEL = "select * from public.cancel_analysis($1, $2)"
 _DEPTH = "select * from public.analysis_queue_depth()"
+_MIGRATED = "select to_regprocedure('public.analysis_queue_depth()') is not null as migrated"
 CLAIM = """
 select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s, apart, place_s, looked_at_s
   from public.claim_analyses($1, $2, $3, $4, $5, $6, $7)"""
@@ -136,8 +137,10 @@ class PostgresQueue:
         return job_view(rows[0])
 
     async def ping(self) -> None:
-        """Raises DatabaseUnavailable."""
-        await self._database.fetch("select 1")
+        """Raises DatabaseUnavailable, also where our functions are not in the database."""
+        # As a value and not as an error: whether they are there is no reason to doubt the address.
+        if not (await self._database.fetch(_MIGRATED))[0]["migrated"]:
+            raise DatabaseUnavailable("the database lacks tables or functions: run `aiworker migrate`")
 
     async def depth(self) -> QueueDepth:
         return queue_depth(await self._database.fetch(_DEPTH))

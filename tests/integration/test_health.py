@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -78,6 +79,26 @@ async def test_the_gateway_says_that_its_database_is_gone() -> None:
             samples = values(await response.text())
     assert samples["aiworker_health_check", "database"] == 0
     assert samples["aiworker_database_up", ""] == 0
+
+
+@pytest.mark.parametrize("wrong", ["tables", "password"])
+async def test_a_database_that_cannot_be_worked_with_is_unhealthy_and_not_a_bug(
+    wrong: str, empty_database_url: str, database_url: str
+) -> None:
+    """Before `aiworker migrate`, and where DATABASE_URL is wrong from the start."""
+    parts = urlsplit(database_url)
+    nobody = parts._replace(netloc=f"nobody:wrong@{parts.hostname}:{parts.port}").geturl()
+    metrics = Metrics()
+    async with (
+        PostgresQueue(empty_database_url if wrong == "tables" else nobody) as queue,
+        serving(gateway_ops(load_settings(), queue, metrics), metrics) as client,
+    ):
+        for path in ("/health", "/health/detailed"):
+            status, body = await status_and_body(client, path)
+            assert (status, body["checks"]) == (503, {"database": False})
+        async with client.get("/metrics") as response:
+            assert response.status == 200
+            assert values(await response.text())["aiworker_health_check", "database"] == 0
 
 
 async def test_a_database_that_never_answers_does_not_hold_prometheus_up(monkeypatch: pytest.MonkeyPatch) -> None:
