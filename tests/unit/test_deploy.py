@@ -105,6 +105,23 @@ def test_services_of_ours_are_read_only_and_without_privileges() -> None:
         assert service["cap_drop"] == ["ALL"]
 
 
+def test_a_rollback_lasts_and_the_next_update_does_not_keep_the_bad_image_as_the_one_to_go_back_to() -> None:
+    """What Compose starts by itself, and what an update tags as `previous`, is the image's usual name."""
+    usual = re.search(r"image: \$\{AIWORKER_IMAGE:-(\S+)\}", COMPOSE)
+    assert usual
+    docs = ROOT / "docs"
+    assert f"docker tag {usual[1]} aiworker:previous" in (docs / "deployment.md").read_text()
+    assert f"docker tag aiworker:previous {usual[1]}" in (docs / "rollback.md").read_text()
+
+
+def test_a_worker_on_easypanel_is_not_told_to_have_the_gateways_secrets() -> None:
+    """The images listen on 0.0.0.0, for which `aiworker doctor` wants secrets unless HOST says that no gateway runs."""
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    worker = re.search(r"name `worker`.*?Memory limit", guide, re.DOTALL)
+    assert worker
+    assert f"`HOST={compose()['services']['worker']['environment']['HOST']}`" in worker[0]
+
+
 @pytest.mark.parametrize("image", IMAGES)
 def test_images_are_pinned_not_root_and_checked(image: str) -> None:
     text = (ROOT / image).read_text()
