@@ -86,6 +86,12 @@ def test_a_port_in_env_does_not_move_what_health_checks_and_prometheus_ask() -> 
     assert gateway["ports"][0].endswith(f":{port}")
 
 
+def test_a_health_token_can_be_given_to_every_job_that_prometheus_scrapes() -> None:
+    text = (DEPLOY / "prometheus" / "prometheus.yaml").read_text()
+    jobs = yaml.safe_load(text.replace("# authorization:", "authorization:"))["scrape_configs"]
+    assert {job["job_name"] for job in jobs if "authorization" in job} == {"aiworker-worker", "aiworker-gateway"}
+
+
 def test_postgres_logs_no_more_of_what_users_typed_than_the_embedded_one() -> None:
     kept_out = {f"-c{name}={value}" for name, value in embedded_postgres._SETTINGS.items() if name.startswith("log_")}
     assert len(kept_out) == 2

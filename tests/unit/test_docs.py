@@ -48,6 +48,14 @@ def test_every_command_in_the_readme_exists() -> None:
     assert set(re.findall(r"`?make ([a-z]+)", README)) <= targets
 
 
+def test_what_the_faq_quotes_is_what_users_read() -> None:
+    headings = re.findall(r"^\*\*(\".+\")\*\*$", (ROOT / "docs" / "faq.pt-BR.md").read_text(), re.MULTILINE)
+    quoted = [words for heading in headings for words in re.findall(r'"([^"]+)"', heading)]
+    said = (ROOT / "aiworker" / "domain" / "messages.py").read_text()
+    assert len(quoted) > 2
+    assert [words for words in quoted if words not in said] == []
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "adr").glob("*.md")), ids=lambda path: path.stem)
 def test_decisions_have_their_parts(path: Path) -> None:
     text = path.read_text()
