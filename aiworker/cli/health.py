@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import psutil
 
 from aiworker.cli.parts import WorkerParts
-from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
+from aiworker.domain.errors import WorkerError
 from aiworker.domain.job import QueueDepth
 from aiworker.gateway.ops import Checks, Ops
 from aiworker.inference.devices import memory_limit_mb
@@ -138,7 +138,7 @@ def _reachable(queue: PostgresQueue) -> Remembered[bool]:
         try:
             async with asyncio.timeout(_DATABASE_PATIENCE_S):
                 await queue.ping()
-        except (ConfigurationError, DatabaseUnavailable) as error:
+        except WorkerError as error:
             _log.warning("database check failed", note=error.note)
             return False
         except TimeoutError:
@@ -154,7 +154,7 @@ def _depth(queue: PostgresQueue) -> Remembered[QueueDepth | None]:
             # Prometheus gives up after 10 s, and would take a slow database for a worker that is gone.
             async with asyncio.timeout(_DATABASE_PATIENCE_S):
                 return await queue.depth()
-        except (ConfigurationError, DatabaseUnavailable, TimeoutError):
+        except (WorkerError, TimeoutError):
             return None
 
     return Remembered(ask)

@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from aiworker.cli import health
 from aiworker.cli.health import Remembered, gateway_ops
+from aiworker.domain.errors import QueueError
 from aiworker.domain.job import QueueDepth
 from aiworker.gateway.ops import Ops, build_ops_app
 from aiworker.inference.devices import memory_limit_mb
@@ -99,6 +100,25 @@ async def test_a_database_that_cannot_be_worked_with_is_unhealthy_and_not_a_bug(
         async with client.get("/metrics") as response:
             assert response.status == 200
             assert values(await response.text())["aiworker_health_check", "database"] == 0
+
+
+async def test_an_error_that_we_have_no_name_for_is_unhealthy_too() -> None:
+    """Supabase's pooler says XX000 for a project that is paused."""
+
+    class Broken(PostgresQueue):
+        async def ping(self) -> None:
+            raise QueueError("SQLSTATE XX000")
+
+        async def depth(self) -> QueueDepth:
+            raise QueueError("SQLSTATE XX000")
+
+    metrics = Metrics()
+    ops = gateway_ops(load_settings(), Broken("postgresql://nobody@127.0.0.1:1/none"), metrics)
+    async with serving(ops, metrics) as client:
+        status, body = await status_and_body(client, "/health/detailed")
+        async with client.get("/metrics") as response:
+            assert response.status == 200
+    assert (status, body["checks"], body["queue"]) == (503, {"database": False}, None)
 
 
 async def test_a_database_that_never_answers_does_not_hold_prometheus_up(monkeypatch: pytest.MonkeyPatch) -> None:
