@@ -34,6 +34,7 @@ from aiworker.telemetry.traces import Traces
 _SHOWN_TTL_S = 300.0
 _SHOW_S = 5.0
 _LOAD_S = 600.0
+_UNUSED_LOAD_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class OllamaModel:
         self._shown: dict[str, tuple[float, Shown]] = {}
         self._pictures = Pictures()
         self._loads: dict[str, asyncio.Task[None]] = {}
+        self._no_load_until: dict[str, float] = {}
 
     @property
     def sees_images(self) -> bool:
@@ -129,6 +131,7 @@ class OllamaModel:
                 if not (answer.begun or shown.remote):
                     self._load_on(model)
                 raise
+            self._no_load_until.pop(model, None)
             said = answer.said()
             if out_of_room(said.completion, request.max_tokens, self._num_ctx):
                 note = "the prompt leaves no room for an answer: raise OLLAMA_NUM_CTX, if the memory allows"
@@ -163,8 +166,9 @@ class OllamaModel:
 
     def _load_on(self, model: str) -> None:
         """Ollama breaks a load off when nobody waits for it any more: one that takes longer than a job may would be
-        begun anew by every job, and never be over."""
-        if model not in self._loads:
+        begun anew by every job, and never be over. Not for a while after one that nobody had anything of: where there
+        is no room for both models, it takes the other one away from its users each time."""
+        if model not in self._loads and time.monotonic() >= self._no_load_until.get(model, 0.0):
             self._loads[model] = task = asyncio.create_task(self._load(model))
             task.add_done_callback(lambda _: self._loads.pop(model, None))
 
@@ -172,6 +176,7 @@ class OllamaModel:
         body = load_body(model, self._num_ctx, self._keep_alive)
         with contextlib.suppress(ProviderError):
             await self._http.json("POST", "/api/chat", body, Deadline.after(_LOAD_S))
+            self._no_load_until[model] = time.monotonic() + _UNUSED_LOAD_S
 
     def _models(self) -> list[str]:
         return [self.text_model, *([self.vision_model] if self.vision_model else [])]

@@ -313,6 +313,26 @@ async def test_a_load_that_nobody_has_time_for_goes_on(server: FakeOllama, model
     assert server.loaded == {TEXT: server.requests[0]["options"]["num_ctx"]}
 
 
+async def test_a_load_that_nobody_had_anything_of_does_not_go_on_again(server: FakeOllama, model: OllamaModel) -> None:
+    await model.probe(soon())
+
+    async def loads_on_after_a_call_left() -> bool:
+        server.script(Reply(before=asyncio.Event()))
+        call = asyncio.create_task(model.complete(ask(), soon(20)))
+        await server.hung(server.hangs + 1)
+        server.loaded.clear()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await asyncio.gather(*model._loads.values())
+        return TEXT in server.loaded
+
+    assert await loads_on_after_a_call_left()
+    # The other model's calls have put it away, unused.
+    assert not await loads_on_after_a_call_left()
+    await model.complete(ask(), soon())
+    assert await loads_on_after_a_call_left()
+
+
 async def test_refused_connection(server: FakeOllama, model: OllamaModel) -> None:
     await server.stop()
     with pytest.raises(ProviderUnavailable) as caught:
