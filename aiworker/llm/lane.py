@@ -113,7 +113,7 @@ class Lane:
         load_s = self.residence.load_s(now, size.images > 0) if call is None else call.load_s
         if outlook is None:
             # Long unasked, so nothing is known but that the model has to be loaded first.
-            return Outlook(load_s, load_s, load_s, load_s) if load_s else None
+            return Outlook(load_s, load_s, load_s, load_s, hearsay=True, load_s=load_s) if load_s else None
         return replace(outlook.plus(load_s), load_s=load_s)
 
     def enter(

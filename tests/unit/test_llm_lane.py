@@ -67,6 +67,17 @@ def test_load_is_learned_and_expected_when_keep_alive_is_over() -> None:
     assert standing(one, 40).outlook.likely_s == pytest.approx(8.97, abs=0.05)
 
 
+def test_a_call_is_not_late_when_its_load_is_just_over() -> None:
+    """Long unasked, nothing is known but the load; the answer comes after it."""
+    one = lane(keep_alive_s=20, local=True)
+    answer(one, 0, 9, load_ms=7000)
+    outlook = standing(one, 100).outlook
+    assert (outlook.likely_s, outlook.load_s, outlook.hearsay) == (7, 7, True)
+    call = enter(one, 100)
+    assert one.left(at(108), call) == LOST_RACE
+    assert one.breaker.state(108) == "closed"
+
+
 def test_load_is_expected_after_the_models_were_put_away() -> None:
     one = lane(keep_alive_s=1800, local=True)
     answer(one, 0, 9, load_ms=7000)
