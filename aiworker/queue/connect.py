@@ -34,8 +34,8 @@ class Connector:
     async def __call__(self, *_: Any, **options: Any) -> Any:
         """A new connection; `options` go to asyncpg. Raises what asyncpg raises."""
         if await self.through_pooler():
-            return await asyncpg.connect(self._url, **(self._pooled() | options))
-        connection = await asyncpg.connect(self._url, **(self._plain() | options))
+            return await _connected(self._url, **(self._pooled() | options))
+        connection = await _connected(self._url, **(self._plain() | options))
         try:
             # Not when it connects: a pooler in session mode refuses these there.
             await connection.execute(_session(self._timeout_s), timeout=self._timeout_s)
@@ -53,9 +53,9 @@ class Connector:
 
     async def _look(self) -> bool:
         """Two connections that are open at the same time have each a server process of their own, and keep it."""
-        one = await asyncpg.connect(self._url, **self._pooled())
+        one = await _connected(self._url, **self._pooled())
         try:
-            other = await asyncpg.connect(self._url, **self._pooled())
+            other = await _connected(self._url, **self._pooled())
             try:
                 seen = [{await _server_of(connection) for _ in range(_LOOKS)} for connection in (one, other)]
                 return len(seen[0]) > 1 or len(seen[1]) > 1 or seen[0] == seen[1]
@@ -69,6 +69,16 @@ class Connector:
 
     def _pooled(self) -> dict[str, Any]:
         return self._plain() | {"command_timeout": self._timeout_s, "statement_cache_size": 0}
+
+
+async def _connected(url: str, **options: Any) -> Any:
+    try:
+        return await asyncpg.connect(url, **options)
+    except asyncpg.ClientConfigurationError:
+        raise
+    except ValueError:
+        # asyncpg trips over / ? or # in a password, and its text would show a piece of it.
+        raise asyncpg.ClientConfigurationError("the address cannot be read") from None
 
 
 def _session(timeout_s: float) -> str:

@@ -46,7 +46,10 @@ _NOT_GRANTED = "42501"
 def error_of(error: Exception) -> WorkerError:
     """Our error for one of asyncpg's or of the socket below it; only the SQLSTATE is kept."""
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
-        return ConfigurationError("DATABASE_URL is not a PostgreSQL address: postgresql://user:password@host:5432/name")
+        return ConfigurationError(
+            "DATABASE_URL is not a PostgreSQL address: postgresql://user:password@host:5432/name, with / ? # @ : of "
+            "the password as %2F %3F %23 %40 %3A"
+        )
     if not isinstance(error, asyncpg.PostgresError):
         return DatabaseUnavailable(type(error).__name__)
     state = error.sqlstate or ""

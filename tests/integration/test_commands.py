@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -226,3 +227,12 @@ def test_a_command_that_cannot_work_says_what_to_do(
     assert shown.returncode in (1, 2)
     assert says in shown.stderr.replace("\n", " ")
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("password", ["hush/quiet", "hush?quiet", "hush#quiet"])
+def test_a_password_that_breaks_the_address_is_told_and_not_shown(tmp_path: Path, password: str) -> None:
+    """`openssl rand -base64` makes such, and Compose puts it into DATABASE_URL as it is."""
+    shown = aiworker("migrate", cwd=tmp_path, DATABASE_URL=f"postgresql://aiworker:{password}@127.0.0.1:1/x")
+    assert shown.returncode == 1
+    assert "%2F" in shown.stderr
+    assert re.findall(r"Traceback|hush|quiet", shown.stderr) == []
