@@ -95,7 +95,12 @@ class Forecast:
             guessed = [sample.seconds if sample.finished else _UNFINISHED * sample.seconds for sample in samples]
             return _outlook(guessed, [sample.seconds for sample in samples])
         speed = self._speeds[size.images > 0]
-        return replace(speed.outlook(size), hearsay=True) if speed.at >= now - self._memory_s else None
+        if speed.at < now - self._memory_s:
+            return None
+        outlook = speed.outlook(size)
+        # Others are answered and this kind is not: whoever is safe goes first.
+        longest_s = _UNFINISHED * max((sample.seconds for sample in samples or ()), default=0.0)
+        return replace(outlook, safe_s=max(outlook.safe_s, longest_s), hearsay=True)
 
     def _keep(self, sample: _Sample, kind: str) -> None:
         self._samples.setdefault(kind, deque(maxlen=_SAMPLES)).append(sample)

@@ -76,9 +76,13 @@ def test_a_new_kind_is_forecast_by_tokens_a_second() -> None:
     assert outlook.hearsay
     # One that did not end is no answer: taken for proof, it would have the next one given up as well, and so on.
     forecast.note_unfinished(1, "other", 5)
-    again = forecast.outlook(1, Size("other", chars=700, images=0, max_tokens=500))
+    forecast.note_unfinished(2, "other", 50)
+    again = forecast.outlook(2, Size("other", chars=700, images=0, max_tokens=500))
     assert again
     assert again.hearsay
+    assert again.likely_s == outlook.likely_s
+    # Who is safe goes first, though.
+    assert again.safe_s == 100
     # The other model, which sees, is a stranger still.
     assert forecast.outlook(0, Size("photo", chars=700, images=1, max_tokens=500)) is None
 
