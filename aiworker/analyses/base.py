@@ -134,6 +134,11 @@ class Analysis:
         return JobType(self.name, version, self.slo_s, self.sharing)
 
 
+def degraded(code: str) -> dict[str, Any]:
+    """The shared fields of a result that is not all that was asked for."""
+    return {"degraded": True, "degraded_code": code, "degraded_reason": sentence(code)}
+
+
 def provenance(answer: Completion | None, error: ProviderError | None = None) -> dict[str, Any]:
     """The shared fields of a result that `answer` gave, or that had to do without a model because of `error`."""
     if answer is not None:
@@ -145,9 +150,7 @@ def provenance(answer: Completion | None, error: ProviderError | None = None) ->
     if error is None:
         return {}
     return {
-        "degraded": True,
-        "degraded_code": error.code,
-        "degraded_reason": sentence(error.code),
+        **degraded(error.code),
         "cost_usd": error.cost_usd,
         "providers_skipped": error.reasons if isinstance(error, NoProvider) else {error.provider: error.code},
     }

@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, JobInput, provenance
+from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, JobInput, degraded, provenance
 from aiworker.analyses.prompt import Prompt, as_data, past_turn
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.errors import AnswerTruncated
-from aiworker.domain.messages import sentence
 
 Persona = Literal["sofia", "drvital"]
 
@@ -130,10 +129,7 @@ def _prompt(job: UnifiedAssistantInput, persona: Persona, facts: list[str]) -> P
 
 def _cut(answer: Completion) -> dict[str, Any]:
     """The limit of tokens ends an answer in mid-sentence, which who shows it should know."""
-    if answer.finish != "length":
-        return {}
-    code = AnswerTruncated.code
-    return {"degraded": True, "degraded_code": code, "degraded_reason": sentence(code)}
+    return degraded(AnswerTruncated.code) if answer.finish == "length" else {}
 
 
 def _facts(context: dict[str, Any]) -> list[str]:

@@ -38,7 +38,7 @@ _ENGINE_VERSIONS = (
 )
 _PROBE_S = 10.0
 _DATABASE_S = 15.0
-_SILENT = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_FAILED = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 class Verdict(StrEnum):
@@ -98,7 +98,7 @@ async def _examine_database(url: str, kind: str = "", pooler: Pooler = "auto") -
     connector = Connector(url, timeout_s=_PROBE_S, application_name="aiworker doctor", pooler=pooler)
     try:
         connection = await connector()
-    except (*_SILENT, ValueError) as error:
+    except _FAILED as error:
         do = "check DATABASE_URL, that the server runs, and that this machine may reach it"
         return [Finding("database", Verdict.FAIL, f"no connection ({type(error).__name__})", do)]
     try:
@@ -109,7 +109,7 @@ async def _examine_database(url: str, kind: str = "", pooler: Pooler = "auto") -
             pooled = await connector.through_pooler()
     except WorkerError as error:
         return [Finding("migrations", Verdict.FAIL, error.code, error.note)]
-    except _SILENT as error:
+    except _FAILED as error:
         do = "see what the server is busy with, and the network between"
         return [
             Finding("database", Verdict.FAIL, f"it took the connection and fell silent ({type(error).__name__})", do)

@@ -17,9 +17,9 @@ from aiworker.cli.stack import STATE_DIR, with_database
 from aiworker.cli.wiring import pause_queue, resume_queue
 from aiworker.domain.errors import ConfigurationError
 from aiworker.gateway.auth import service_token
+from aiworker.queue.postgres import ALL_TYPES
 from aiworker.settings import Settings
 
-EVERY_TYPE = "*"
 _TOKEN_S = 3600
 
 Target = tuple[str, Settings]
@@ -54,7 +54,7 @@ async def cancel_job(target: Target, job_id: str, console: Console) -> None:
 
 async def pause_jobs(settings: Settings, job_type: str, console: Console) -> None:
     """Raises UnknownJobType: who mistypes a name must not believe that it is paused."""
-    name = job_type if job_type == EVERY_TYPE else find_analysis(job_type).name
+    name = job_type if job_type == ALL_TYPES else find_analysis(job_type).name
     async with with_database(settings) as found:
         await pause_queue(found, name)
     console.print(f"paused: {name}")

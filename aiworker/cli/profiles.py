@@ -57,9 +57,7 @@ async def plan_for(settings: Settings, weights: Path) -> Plan:
     if (chosen := profile.chosen) is None:
         return _placed(replace(spec, engine=ENGINES[FALLBACK]), placement, profile.why)
     best = chosen.candidate
-    # What was measured on one card is done on each.
-    total = best.processes * placement.devices
-    _, placement = await asyncio.to_thread(placement_for, settings, processes=total, threads=best.threads)
+    _, placement = await asyncio.to_thread(_split_as, settings, best, placement)
     return _placed(serving(spec, best), placement, profile.why)
 
 
@@ -74,10 +72,14 @@ def foreseen(settings: Settings) -> tuple[Machine, Placement]:
         note = "the worker measures engines, children and threads when it first serves these weights here"
         return machine, replace(placement, notes=(*placement.notes, note))
     best = chosen.candidate
-    total = best.processes * placement.devices
-    machine, placement = placement_for(settings, processes=total, threads=best.threads)
+    machine, placement = _split_as(settings, best, placement)
     note = f"measured here: {best.engine}, {best.precision}, {_split(best)}; {kept.why}"
     return machine, replace(placement, notes=(*placement.notes, note))
+
+
+def _split_as(settings: Settings, best: Candidate, before: Placement) -> tuple[Machine, Placement]:
+    # What was measured on one card is done on each.
+    return placement_for(settings, processes=best.processes * before.devices, threads=best.threads)
 
 
 def _kept(settings: Settings, machine: Machine, placement: Placement) -> Profile | None:

@@ -48,7 +48,7 @@ class _Option:
     safe_s: float
     late_s: float
     sure_s: float
-    load_s: float
+    unexpected_load_s: float
     known: bool
 
     def safe(self, end_at: float) -> bool:
@@ -104,12 +104,9 @@ def _spent(tried: Try | None) -> bool:
 
 
 def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: float) -> _Option:
-    outlook = standing.outlook or _unknown(ask)
-    likely_s, late_s, sure_s = outlook.likely_s, outlook.late_s, outlook.doubt * outlook.safe_s
-    if outlook.hearsay:
-        # It says whom to prefer. It must not keep a provider from ever being asked, nor a call from its time.
-        sure_s = outlook.load_s + max(ask.least_s, _UNKNOWN_SAFE * ask.total_s)
-        likely_s, late_s = min(likely_s, sure_s), max(late_s, sure_s)
+    unknown_s = max(ask.least_s, _UNKNOWN_SAFE * ask.total_s)
+    outlook = (standing.outlook or _unknown(ask)).tempered(unknown_s)
+    sure_s = outlook.load_s + unknown_s if outlook.hearsay else outlook.doubt * outlook.safe_s
     not_before = max(now, tried.not_before) if tried else now
     last_resort_at = standing.ready_at if standing.last_resort_at is None else standing.last_resort_at
     wait_s = standing.wait_s
@@ -117,11 +114,11 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
         name,
         ready_at=max(not_before, standing.ready_at),
         last_resort_at=max(not_before, last_resort_at),
-        likely_s=wait_s + likely_s,
+        likely_s=wait_s + outlook.likely_s,
         safe_s=wait_s + outlook.safe_s,
-        late_s=late_s,
+        late_s=outlook.late_s,
         sure_s=_RESCUE * (wait_s + sure_s),
-        load_s=standing.load_s,
+        unexpected_load_s=standing.unexpected_load_s,
         known=not outlook.hearsay,
     )
 
@@ -171,7 +168,7 @@ def _beside(
         if own is None or not own.known or run.sent_at is None:
             continue
         # A load that nobody waits for any more is broken off, and the next call would begin it anew.
-        hopeless_at = run.sent_at + own.load_s + max(_HOPELESS * own.late_s, _HOPELESS_LEAST * ask.least_s)
+        hopeless_at = run.sent_at + own.unexpected_load_s + max(_HOPELESS * own.late_s, _HOPELESS_LEAST * ask.least_s)
         if hopeless_at > now + _SAME_S:
             moments.append(hopeless_at)
         elif now + own.late_s <= ask.end_at:

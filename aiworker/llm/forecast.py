@@ -58,6 +58,15 @@ class Outlook:
         )
         return replace(self, likely_s=likely_s, mean_s=mean_s, safe_s=safe_s, late_s=late_s)
 
+    def tempered(self, unknown_s: float) -> Outlook:
+        """Hearsay says whom to prefer. It must not keep a provider from ever being asked, nor a call from the
+        `unknown_s` that is given to one of which nothing is known."""
+        if not self.hearsay:
+            return self
+        given_s = self.load_s + unknown_s
+        likely_s, mean_s, late_s = min(self.likely_s, given_s), min(self.mean_s, given_s), max(self.late_s, given_s)
+        return replace(self, likely_s=likely_s, mean_s=mean_s, late_s=late_s)
+
 
 class Forecast:
     """By the last answers to requests of the same kind; for a kind without any, by tokens a second of the others.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import orjson
@@ -78,15 +79,14 @@ def _typed(status: int, error: dict[str, Any], retry_after: float | None) -> Pro
         return ProviderRefused("Google cannot read the image", **facts)
     if facts["google_status"] == "FAILED_PRECONDITION":
         return ProviderMisconfigured("Google wants billing set up, or does not serve this country", **facts)
-    if status == 404:
-        return ModelNotFound("no such model: set GEMINI_MODEL", only_model=True, **facts)
     kind, note = _REFUSALS.get(status, (RequestRejected, "Google refuses the request as it is"))
     return kind(note, **facts)
 
 
-_REFUSALS: dict[int, tuple[type[ProviderMisconfigured], str]] = {
+_REFUSALS: dict[int, tuple[Callable[..., ProviderMisconfigured], str]] = {
     401: (KeyRejected, "the key is not accepted: set GEMINI_API_KEY"),
     403: (KeyRejected, "the key may not use this model: check GEMINI_API_KEY's project"),
+    404: (partial(ModelNotFound, only_model=True), "no such model: set GEMINI_MODEL"),
 }
 
 

@@ -95,7 +95,7 @@ class Lane:
         outlook = self.outlook(now, size, call)
         if call is not None:
             unexpected_s = 0.0 if call.load_s else self.residence.last_load_s(size.images > 0)
-            return Standing(now, wait_s=wait_s, outlook=outlook, load_s=unexpected_s)
+            return Standing(now, wait_s=wait_s, outlook=outlook, unexpected_load_s=unexpected_s)
         may_at, lacking = self._may_at(moment, size)
         rested_at = self.breaker.ready_at(now)
         return Standing(
@@ -122,12 +122,9 @@ class Lane:
         """A call takes its place in line, or its slot. `unknown_s` stands in for a forecast where there is none."""
         now = moment.now
         outlook = self.outlook(now, size)
+        outlook = outlook and outlook.tempered(unknown_s)
         late_s = max(outlook.late_s if outlook else unknown_s, self._tuning.least_s)
-        expected_s = outlook.mean_s if outlook else None
-        if outlook and outlook.hearsay:
-            unknown_s += outlook.load_s
-            late_s, expected_s = max(late_s, unknown_s), min(outlook.mean_s, unknown_s)
-        ticket = Ticket(deadline, expected_s, on_end_of_line)
+        ticket = Ticket(deadline, outlook.mean_s if outlook else None, on_end_of_line)
         call = Call(size, ticket, now, late_s, self.residence.load_s(now, size.images > 0))
         wait_s = self.slots.wait_s(now, deadline)
         call.probe = self.breaker.begin(now, wait_s + late_s)

@@ -174,6 +174,7 @@ class OllamaModel:
 
     async def _load(self, model: str) -> None:
         body = load_body(model, self._num_ctx, self._keep_alive)
+        # Nobody waits for it; what is wrong, the next call is told.
         with contextlib.suppress(ProviderError):
             await self._http.json("POST", "/api/chat", body, Deadline.after(_LOAD_S))
             self._no_load_until[model] = time.monotonic() + _UNUSED_LOAD_S

@@ -37,15 +37,15 @@ class Standing:
     """One provider for one request, now.
 
     ready_at: when a call may go, `reason` says why not before. wait_s: then, in line. outlook: None where nothing is
-    known. load_s: what loading its model took last, where a call under way may have to wait for that unexpectedly.
-    never: a code where it can not answer this request at all.
+    known. unexpected_load_s: what loading its model took last, where a call under way may have to wait for it though
+    the model was thought to be there. never: a code where it can not answer this request at all.
     """
 
     ready_at: float = 0.0
     reason: str = ""
     wait_s: float = 0.0
     outlook: Outlook | None = None
-    load_s: float = 0.0
+    unexpected_load_s: float = 0.0
     never: str = ""
     worth_waiting: bool = True
     last_resort_at: float | None = None

@@ -51,10 +51,10 @@ try_it() {
     [ -n "${WEIGHTS:-}" ] && cp "$WEIGHTS"/*.pt "$models"
 
     inside -- aiworker --version
-    inside -- sh -c 'test "$(id -u)" = 10001 && touch /tmp/x /models/x && rm /models/x || exit 1
+    inside -- sh -c 'test "$(id -u)" = 10001 && rm "$(mktemp)" "$(mktemp -p /models)" || exit 1
         for place in / /opt/aiworker /var/lib/aiworker /etc; do touch "$place/x" 2>/dev/null && exit 1; done
         grep -q "^CapBnd:.0*$" /proc/1/status && grep -q "^NoNewPrivs:.1" /proc/1/status
-        echo "user 10001, read-only root, no capabilities; /tmp and /models can be written"'
+        echo "user 10001, read-only root, no capabilities; temporary files and /models can be written"'
     inside -- aiworker migrate
     inside "${MOUNTS[@]}" -- aiworker models pull yolov8n
     start gateway 18080 -e SUPABASE_SERVICE_ROLE_KEY=try

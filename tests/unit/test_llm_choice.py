@@ -240,7 +240,7 @@ def test_hopeless_call_is_taken_back_while_another_try_fits() -> None:
 
 
 def test_a_call_that_may_be_loading_is_hopeless_later() -> None:
-    known = {"ollama": Standing(outlook=takes(1, 2), load_s=5)}
+    known = {"ollama": Standing(outlook=takes(1, 2), unexpected_load_s=5)}
     runs = [Run("ollama", NOW, NOW)]
     assert decide(ask(), known, {}, runs, NOW + 4) == Wait(NOW + 9)
     assert decide(ask(), known, {}, runs, NOW + 9) == Leave("ollama", TIMED_OUT)

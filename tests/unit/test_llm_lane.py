@@ -89,9 +89,9 @@ def test_load_is_expected_after_the_models_were_put_away() -> None:
 def test_a_call_under_way_may_have_to_load_unexpectedly() -> None:
     one = lane(keep_alive_s=1800, local=True)
     answer(one, 0, 9, load_ms=7000)
-    assert standing(one, 10, call=enter(one, 10)).load_s == 7
+    assert standing(one, 10, call=enter(one, 10)).unexpected_load_s == 7
     one.residence.gone()
-    assert standing(one, 20, call=enter(one, 20)).load_s == 0
+    assert standing(one, 20, call=enter(one, 20)).unexpected_load_s == 0
 
 
 def test_load_is_expected_after_the_server_was_gone() -> None:
