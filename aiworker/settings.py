@@ -10,6 +10,7 @@ import os
 import socket
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -159,6 +160,8 @@ class Settings(BaseSettings):
     def _plain_http(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
+        if value is not None and not _names_a_host(value):
+            raise ValueError("must name a host, and a port only from 0 to 65535")
         return value.rstrip("/") if value else value
 
     @field_validator("gemini_api_key")
@@ -175,6 +178,15 @@ class Settings(BaseSettings):
         if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
             raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
         return value.upper()
+
+
+def _names_a_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks it.
+        return bool(parts.hostname) and parts.port != -1
+    except ValueError:
+        return False
 
 
 def load_settings(**overrides: object) -> Settings:
