@@ -10,10 +10,10 @@ import os
 import socket
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from yarl import URL
 
 from aiworker.domain.errors import ConfigurationError
 
@@ -182,9 +182,8 @@ class Settings(BaseSettings):
 
 def _names_a_host(url: str) -> bool:
     try:
-        parts = urlsplit(url)
-        # Reading the port checks it.
-        return bool(parts.hostname) and parts.port != -1
+        # As the HTTP client reads it, and later looks it up: an empty label or one of 64 letters is no name.
+        return bool((URL(url).raw_host or "").encode("idna"))
     except ValueError:
         return False
 
