@@ -50,7 +50,7 @@ def database_url(settings: Settings) -> str:
 @asynccontextmanager
 async def gateway_app(settings: Settings, keys: Keys) -> AsyncIterator[web.Application]:
     """The gateway with its health routes."""
-    metrics = Metrics()
+    metrics = Metrics(ANALYSES)
     async with _queue(settings, "gateway") as queue:
         gateway = Gateway(
             queue,
@@ -66,7 +66,7 @@ async def gateway_app(settings: Settings, keys: Keys) -> AsyncIterator[web.Appli
 @asynccontextmanager
 async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
     """Everything of the worker, opened, with its children starting; closed in reverse order at the end."""
-    metrics = Metrics()
+    metrics = Metrics(ANALYSES)
     async with AsyncExitStack() as stack:
         queue = await stack.enter_async_context(_queue(settings, "worker"))
         traces = traces_of(settings)

@@ -6,6 +6,7 @@ Labels have few values: job types, stages, providers, outcomes and route names, 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -19,9 +20,10 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """Times in seconds, sizes in bytes, as Prometheus wants them."""
+    """Times in seconds, sizes in bytes, as Prometheus wants them. What alerts divide is there from the start for each
+    of `types`: a series that is born with its first failure has no rate yet, and one without a hit is no 0 %."""
 
-    def __init__(self) -> None:
+    def __init__(self, types: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
         self.jobs = Counter("aiworker_jobs", "Attempts that ended, by how", ["type", "outcome"], registry=r)
@@ -123,6 +125,14 @@ class Metrics:
         self.build.info({"version": version("aiworker"), "python": platform.python_version()})
         # process_*: CPU time, open files, start time, by their usual names.
         ProcessCollector(registry=r)
+        for job_type in types:
+            self._at_zero(job_type)
+
+    def _at_zero(self, job_type: str) -> None:
+        for outcome in ("completed", "failed"):
+            self.jobs.labels(job_type, outcome)
+        for result in ("hit", "miss"):
+            self.cache_lookups.labels(job_type, result)
 
     def render(self) -> bytes:
         """OpenMetrics text."""

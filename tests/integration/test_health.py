@@ -14,6 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from aiworker.cli import health
 from aiworker.cli.health import Remembered, gateway_ops
+from aiworker.cli.keys import Keys
+from aiworker.cli.wiring import gateway_app
 from aiworker.domain.errors import QueueError
 from aiworker.domain.job import QueueDepth
 from aiworker.gateway.ops import Ops, build_ops_app
@@ -80,6 +82,19 @@ async def test_the_gateway_says_that_its_database_is_gone() -> None:
             samples = values(await response.text())
     assert samples["aiworker_health_check", "database"] == 0
     assert samples["aiworker_database_up", ""] == 0
+
+
+async def test_what_alerts_divide_is_there_before_it_happens() -> None:
+    settings = load_settings(database_url="postgresql://nobody@127.0.0.1:1/none", database_timeout_s=0.5)
+    async with (
+        gateway_app(settings, Keys(None, "service-key")) as app,
+        TestClient(TestServer(app)) as client,
+        client.get("/metrics") as response,
+    ):
+        families = text_string_to_metric_families(await response.text())
+        samples = {(sample.name, *sorted(sample.labels.values())) for family in families for sample in family.samples}
+    for name, ends in (("cache_lookups", ("hit", "miss")), ("jobs", ("completed", "failed"))):
+        assert {(f"aiworker_{name}_total", value, "sofia_text") for value in ends} <= samples
 
 
 @pytest.mark.parametrize("wrong", ["tables", "password"])
