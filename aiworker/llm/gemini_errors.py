@@ -73,6 +73,9 @@ def _typed(status: int, error: dict[str, Any], retry_after: float | None) -> Pro
         return ProviderUnavailable("Google failed or is overloaded", retry_after=retry_after, **facts)
     if 300 <= status < 400:
         return ProviderMisconfigured("the address redirects, which is not followed: check GEMINI_URL", **facts)
+    if status == 404 and not error:
+        # Google itself says in JSON what is not found.
+        return ProviderMisconfigured("nothing of Gemini is there: check GEMINI_URL, which ends before /v1beta", **facts)
     if any(item.get("reason") == "API_KEY_INVALID" for item in details):
         return KeyRejected("the key is not valid: set GEMINI_API_KEY", **facts)
     if "Unable to process input image" in message:

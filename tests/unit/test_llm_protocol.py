@@ -404,6 +404,7 @@ SCOPES = {id(body): "minute" for body in (RATE, RATE_LIST, IN_MINUTES, GARBLED)}
         (401, error_body(401, "UNAUTHENTICATED"), KeyRejected, None),
         (403, error_body(403, "PERMISSION_DENIED"), KeyRejected, None),
         (404, error_body(404, "NOT_FOUND"), ModelNotFound, None),
+        (404, "<html>", ProviderMisconfigured, None),
         (429, RATE, ProviderRateLimited, 53.0),
         (429, RATE_LIST, ProviderRateLimited, 53.0),
         (429, PER_DAY, ProviderRateLimited, 0.5),
