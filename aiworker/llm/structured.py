@@ -53,7 +53,8 @@ _THINKING = re.compile(rf"{_OPENS}.*?(?:{_CLOSES}|\Z)", re.DOTALL | re.IGNORECAS
 _MARKS = ("<", "THINK]", "◁")
 # Where the model's template opens the thinking itself, only its end is in the answer.
 _THINKING_ENDS = re.compile(rf"\A.*{_CLOSES}", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
+# A model that writes newline after newline is read in one pass: `\s*` would begin anew at each of them.
+_FENCE = re.compile(r"```[a-zA-Z]*[^\S\n]*\n(.*?)```", re.DOTALL)
 _SHOWN_ANSWER = 4000
 _SHOWN_PROBLEMS = 10
 

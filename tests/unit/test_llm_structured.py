@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+import time
 from datetime import date, datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -243,6 +244,13 @@ def test_whatever_is_said_is_an_answer_or_a_mistake(text: str) -> None:
     with contextlib.suppress(AnswerMistake):
         parse_answer(Answer, text)
     assert "<think>" not in answer_text(text)
+
+
+def test_a_model_that_writes_newlines_only_does_not_hold_the_others_up() -> None:
+    started = time.process_time()
+    with pytest.raises(AnswerMistake):
+        parse_answer(Note, "```json" + "\n" * 20_000 + "x")
+    assert time.process_time() - started < 0.5
 
 
 def test_repair_shows_the_model_its_own_mistake() -> None:
