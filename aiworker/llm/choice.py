@@ -189,7 +189,8 @@ def _second_at(
         sent_at = run.since if run.sent_at is None else run.sent_at
         late.append(sent_at + max(own.late_s if own else 0.0, ask.least_s))
         # Who will probably make it gets its chance first; for who will not, the last moment is now or never.
-        probable = own is not None and sent_at + own.safe_s <= ask.end_at
+        # By hearsay it may be safe and take as long as `late_s`, most of all where only the load of its model is known.
+        probable = own is not None and sent_at + max(own.safe_s, own.late_s) <= ask.end_at
         half_done.append(sent_at + (own.likely_s if own and probable else 0.0))
     rescue_at = max(second.last_resort_at, last_moment, *half_done)
     return min(rescue_at, max(second.ready_at, *late)) if ask.hedge else rescue_at

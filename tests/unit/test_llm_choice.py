@@ -263,6 +263,16 @@ def test_hearsay_keeps_nobody_from_being_asked_and_takes_no_call_back() -> None:
     assert rescue.until < NOW + 8
 
 
+def test_a_load_alone_does_not_keep_the_rescue_waiting() -> None:
+    """Long unasked, all that is known is the load; the answer comes after it, and perhaps after the deadline."""
+    loading = Standing(outlook=Outlook(13, 13, 13, 13, hearsay=True, load_s=13))
+    known, run = {"ollama": loading, "gemini": FAST}, [Run("ollama", NOW, NOW)]
+    step = decide(ask(), known, {}, run, NOW)
+    assert isinstance(step, Wait)
+    assert step.until < NOW + 12.5
+    assert decide(ask(), known, {}, run, step.until) == Send("gemini")
+
+
 def test_each_reason_is_told() -> None:
     known = {
         "ollama": Standing(never=NO_VISION),
