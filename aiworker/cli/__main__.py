@@ -65,9 +65,10 @@ def demo(photo: str | None) -> None:
 
 @main.command()
 def up() -> None:
-    """Start PostgreSQL (unless DATABASE_URL is set), the gateway and the worker, and keep them running.
+    """Start PostgreSQL (unless DATABASE_URL is set), the gateway and the worker.
 
-    Ctrl-C or SIGTERM stops them in order: running jobs finish or go back to the queue.
+    Ctrl-C or SIGTERM stops them in order: running jobs finish or go back to the queue. Where one of them ends by itself
+    the other is stopped too: whoever supervises this starts it again.
     """
     from aiworker.cli.up import run_up
 
