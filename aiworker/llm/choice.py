@@ -48,6 +48,7 @@ class _Option:
     safe_s: float
     late_s: float
     sure_s: float
+    load_s: float
     unexpected_load_s: float
     known: bool
 
@@ -60,6 +61,9 @@ class _Option:
 
     def possible(self, end_at: float) -> bool:
         return self.last_resort_at + self.likely_s <= end_at + _SAME_S
+
+    def possible_once_loaded(self, end_at: float) -> bool:
+        return self.load_s > 0 and self.last_resort_at + self.likely_s - self.load_s <= end_at + _SAME_S
 
 
 def decide(
@@ -92,6 +96,12 @@ def decide(
             return Send(option.name)
     if free:
         return Wait(min(option.last_resort_at for option in free))
+    for name, option in options.items():
+        standing = standings[name]
+        idle = standing.wait_s == 0 and name not in tries and option.last_resort_at <= now
+        if idle and standing.may_load and option.possible_once_loaded(ask.end_at):
+            # Too late for this request, most likely. But the load goes on, and without a first call it never begins.
+            return Send(name)
     return _give_up(ask, standings, tries, runs, now)
 
 
@@ -118,6 +128,7 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
         safe_s=wait_s + outlook.safe_s,
         late_s=outlook.late_s,
         sure_s=_RESCUE * (wait_s + sure_s),
+        load_s=outlook.load_s,
         unexpected_load_s=standing.unexpected_load_s,
         known=not outlook.hearsay,
     )

@@ -103,6 +103,7 @@ class Lane:
             lacking if may_at > rested_at else self.breaker.code,
             wait_s,
             outlook,
+            may_load=self.residence.may_load(now, size.images > 0),
             worth_waiting=self.breaker.worth_waiting(now),
             last_resort_at=max(may_at, self.breaker.last_resort_at(now)),
         )

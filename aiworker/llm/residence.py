@@ -34,6 +34,10 @@ class Residence:
     def loaded(self, now: float, vision: bool) -> bool:
         return self._keep_alive_s is None or now < self._until[vision]
 
+    def may_load(self, now: float, vision: bool) -> bool:
+        """To load it drives the other one out of nothing that is known."""
+        return not (self._one_at_a_time and self.loaded(now, not vision))
+
     def answered(self, now: float, vision: bool, load_s: float) -> None:
         """A call ended well; `load_s` is what it said of loading."""
         if self._keep_alive_s is None:

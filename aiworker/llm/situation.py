@@ -38,7 +38,8 @@ class Standing:
 
     ready_at: when a call may go, `reason` says why not before. wait_s: then, in line. outlook: None where nothing is
     known. unexpected_load_s: what loading its model took last, where a call under way may have to wait for it though
-    the model was thought to be there. never: a code where it can not answer this request at all.
+    the model was thought to be there. may_load: loading its model drives no other one out. never: a code where it can
+    not answer this request at all.
     """
 
     ready_at: float = 0.0
@@ -46,6 +47,7 @@ class Standing:
     wait_s: float = 0.0
     outlook: Outlook | None = None
     unexpected_load_s: float = 0.0
+    may_load: bool = True
     never: str = ""
     worth_waiting: bool = True
     last_resort_at: float | None = None

@@ -252,7 +252,7 @@ def test_hearsay_keeps_nobody_from_being_asked_and_takes_no_call_back() -> None:
     assert decide(ask(), {"ollama": slow}, {}, [], NOW) == Send("ollama")
     assert decide(ask(), {"ollama": slow, "gemini": FAST}, {}, [], NOW) == Send("gemini")
     loading = Standing(outlook=Outlook(151, 151, 151, 151, hearsay=True, load_s=20))
-    assert isinstance(decide(ask(), {"ollama": loading}, {}, [], NOW), GiveUp)
+    assert isinstance(decide(ask(), {"ollama": replace(loading, may_load=False)}, {}, [], NOW), GiveUp)
 
     quick = Standing(outlook=Outlook(0.3, 0.3, 0.4, 0.4, hearsay=True))
     run = [Run("ollama", NOW, NOW)]
@@ -271,6 +271,25 @@ def test_a_load_alone_does_not_keep_the_rescue_waiting() -> None:
     assert isinstance(step, Wait)
     assert step.until < NOW + 12.5
     assert decide(ask(), known, {}, run, step.until) == Send("gemini")
+
+
+@pytest.mark.parametrize(
+    ("load_s", "standing", "tries", "begins"),
+    [
+        (16, {}, {}, True),
+        (16, {"may_load": False}, {}, False),
+        (16, {"wait_s": 0.5}, {}, False),
+        (16, {"ready_at": NOW + 60}, {}, False),
+        (16, {}, {"ollama": Try(TIMED_OUT, 1, NOW)}, False),
+        (0, {}, {}, False),
+    ],
+)
+def test_a_load_longer_than_the_deadline_is_begun_for_those_who_come_next(load_s, standing, tries, begins) -> None:
+    """Otherwise a model that has gone would never be there again."""
+    outlook = replace(takes(3 if load_s else 16, 20), load_s=load_s).plus(load_s)
+    loading = {"ollama": Standing(outlook=outlook, **standing)}
+    assert isinstance(decide(ask(), loading, tries, [], NOW), Send if begins else GiveUp)
+    assert decide(ask(), {**loading, "gemini": FAST}, tries, [], NOW) == Send("gemini")
 
 
 def test_each_reason_is_told() -> None:

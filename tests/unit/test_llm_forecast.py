@@ -103,9 +103,13 @@ def test_two_models_without_room_for_both_are_known_by_their_loads() -> None:
     assert residence.load_s(11, vision=False) == 0
     residence.answered(20, False, 7.0)
     assert residence.load_s(21, vision=True) == 9.0
+    assert residence.may_load(21, vision=False)
+    assert not residence.may_load(21, vision=True)
     residence.answered(30, True, 9.0)
     assert residence.load_s(31, vision=False) == 7.0
     assert residence.load_s(31, vision=True) == 0
+    # What is gone by itself is driven out by nobody.
+    assert residence.may_load(1831, vision=False)
 
 
 def test_a_model_that_is_there_after_all_says_that_both_fit() -> None:
@@ -116,6 +120,7 @@ def test_a_model_that_is_there_after_all_says_that_both_fit() -> None:
     assert residence.load_s(41, vision=True) == 0
     residence.answered(50, True, 0.08)
     assert residence.load_s(51, vision=False) == 0
+    assert residence.may_load(51, vision=True)
 
 
 def test_a_load_is_expected_where_the_model_is_not_there_any_more() -> None:

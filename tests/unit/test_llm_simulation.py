@@ -41,12 +41,14 @@ NEVER = 1e9
 
 @dataclass
 class Scripted:
-    """A provider whose `behave(now)` says how long it takes and how that ends: an error, or None for an answer."""
+    """A provider whose `behave(now)` says how long it takes and how that ends: an error, or None for an answer; and
+    `loads(now)` for how long its model takes to be there before that."""
 
     name: str
     behave: Callable[[float], tuple[float, ProviderError | None]]
     sees_images: bool = True
     cost_usd: float = 0.0
+    loads: Callable[[float], float] = lambda _now: 0.0
     calls: int = 0
     wasted: int = 0
     most_at_once: int = 0
@@ -55,7 +57,9 @@ class Scripted:
 
     async def complete(self, request: PromptRequest, deadline: Deadline, bill: Bill) -> Completion:
         loop = asyncio.get_running_loop()
-        seconds, error = self.behave(loop.time())
+        load_s = self.loads(loop.time())
+        answer_s, error = self.behave(loop.time())
+        seconds = load_s + answer_s
         self.calls += 1
         self.wasted += error is not None or loop.time() + seconds > deadline.at
         self.at_once += 1
@@ -81,7 +85,8 @@ class Scripted:
             finish="stop",
             prompt_tokens=100,
             answer_tokens=50,
-            answer_ms=1000 * seconds,
+            load_ms=1000 * load_s,
+            answer_ms=1000 * answer_s,
             cost_usd=self.cost_usd,
         )
 
@@ -411,6 +416,43 @@ def test_a_wait_too_short_for_the_clock_ends(monkeypatch: pytest.MonkeyPatch) ->
                 await asyncio.sleep(0)
 
     run_virtually(scenario())
+
+
+def test_a_load_longer_than_the_deadline_costs_one_request_and_not_all_that_come() -> None:
+    load_s, keep_alive_s = 16.0, 1800.0
+
+    async def a_day() -> tuple[int, list[str]]:
+        loop = asyncio.get_running_loop()
+        there_at, gone_at = math.inf, -math.inf
+
+        def loads(now: float) -> float:
+            nonlocal there_at, gone_at
+            if now >= gone_at:
+                # Once begun, it goes on.
+                there_at, gone_at = now + load_s, now + load_s + keep_alive_s
+            return max(0.0, there_at - now)
+
+        ollama = Scripted("ollama", lambda _now: (3.0, None), loads=loads)
+        rules = {"ollama": LaneRules(1, local=True, keep_alive_s=keep_alive_s)}
+        router = ModelRouter({"ollama": ollama}, rules, clock=loop.time, wall=lambda: 1.8e9 + loop.time())
+
+        async def ask(seconds: float) -> str:
+            request = PromptRequest("sofia_text", "s", "p", ("ollama",))
+            try:
+                return (await router.complete(request, Deadline(loop.time() + seconds))).provider
+            except ProviderError as error:
+                return error.code
+
+        seen = [await ask(60.0)]
+        await asyncio.sleep(1.5 * keep_alive_s)
+        for _ in range(5):
+            seen.append(await ask(SLO_S))
+            await asyncio.sleep(30.0)
+        return ollama.calls, seen
+
+    calls, seen = run_virtually(a_day())
+    assert seen == ["ollama", ProviderTimeout.code, *["ollama"] * 4]
+    assert calls == 6
 
 
 def test_nobody_waits_for_a_long_outage() -> None:
