@@ -19,9 +19,18 @@ from aiworker.queue.errors import error_of
 from aiworker.queue.migrate import connected, exclusive, start_over
 
 SUFFIX = "_before_aiworker"
-_TABLES = {"analysis_jobs": "place", "analysis_cache": "response"}
 _LOCK_TIMEOUT = "5s"
 
+# As 0001_tables.sql tells them from ours: a column that we have, and the primary key.
+_FOREIGN = """
+select ours.name
+  from (values ('analysis_jobs', 'place', 'id'), ('analysis_cache', 'response', 'cache_key')) as ours (name, sign, key)
+ where to_regclass('public.' || ours.name) is not null and not exists (
+   select from pg_index i
+     join pg_attribute k on k.attrelid = i.indrelid and k.attnum = i.indkey[0] and k.attname = ours.key
+     join pg_attribute s on s.attrelid = i.indrelid and s.attname = ours.sign
+    where i.indrelid = to_regclass('public.' || ours.name) and i.indisprimary)
+ order by ours.name desc"""
 _COLUMNS = """
 select column_name from information_schema.columns where table_schema = 'public' and table_name = $1"""
 _INDEXES = "select indexname from pg_indexes where schemaname = 'public' and tablename = $1"
@@ -87,7 +96,7 @@ async def adopt(
     """
     adoption = Adoption()
     async with connected(database_url) as connection:
-        foreign = [name for name, sign in _TABLES.items() if await _is_foreign(connection, name, sign)]
+        foreign = await _names(connection, _FOREIGN)
         if not foreign:
             return adoption
         try:
@@ -101,11 +110,6 @@ async def adopt(
         except _TakenBack:
             pass
     return adoption
-
-
-async def _is_foreign(connection: Any, table: str, sign: str) -> bool:
-    columns = await _names(connection, _COLUMNS, table)
-    return bool(columns) and sign not in columns
 
 
 async def _names(connection: Any, query: str, *arguments: object) -> list[str]:

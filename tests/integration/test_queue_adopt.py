@@ -55,6 +55,10 @@ create table analysis_jobs (
   completed_at timestamptz);
 insert into analysis_jobs (user_id, type, input, status, result, processing_time_ms, completed_at)
   values (gen_random_uuid(), 'meal_plan', '{}', 'completed', '{"dias": 7}', 1234, now());
+create table analysis_cache (
+  id uuid primary key default gen_random_uuid(), cache_key text not null unique, type text not null,
+  response jsonb not null, hit_count integer default 0, last_hit_at timestamptz, expires_at timestamptz not null,
+  created_at timestamptz default now());
 """
 USER = UUID(int=7)
 
@@ -223,8 +227,10 @@ async def test_the_specification_is_adopted_too(empty_database_url: str) -> None
     job_id = await connection.fetchval("select id from analysis_jobs")
     await connection.close()
 
-    assert (await take_over(empty_database_url)).ends == [("completed", "completed", 1)]
+    adoption = await take_over(empty_database_url)
 
+    assert adoption.ends == [("completed", "completed", 1)]
+    assert list(adoption.kept) == ["analysis_jobs", "analysis_cache"]
     async with PostgresQueue(empty_database_url) as queue:
         view = await queue.status(job_id, None)
         assert (view.type, view.result, view.processing_time_ms) == ("meal_plan", {"dias": 7}, 1234)
@@ -249,9 +255,11 @@ async def test_it_is_not_done_twice_nor_to_what_is_no_job(empty_database_url: st
     await connection.close()
 
 
-async def test_migrating_first_says_what_to_do(empty_database_url: str) -> None:
+@pytest.mark.parametrize("without", ["analysis_jobs", "analysis_cache"])
+async def test_migrating_first_says_what_to_do(empty_database_url: str, without: str) -> None:
     connection = await asyncpg.connect(empty_database_url)
     await connection.execute(SPECIFICATION)
+    await connection.execute(f"drop table {without}")
     await connection.close()
 
     with pytest.raises(ConfigurationError, match="aiworker adopt --dry-run"):

@@ -3,10 +3,13 @@
 do $$
 begin
   if exists (
-    select from (values ('analysis_jobs', 'place'), ('analysis_cache', 'response')) as ours (name, sign)
+    select from (values ('analysis_jobs', 'place', 'id'), ('analysis_cache', 'response', 'cache_key'))
+                  as ours (name, sign, key)
      where to_regclass('public.' || ours.name) is not null and not exists (
-       select from information_schema.columns c
-        where c.table_schema = 'public' and c.table_name = ours.name and c.column_name = ours.sign)
+       select from pg_index i
+         join pg_attribute k on k.attrelid = i.indrelid and k.attnum = i.indkey[0] and k.attname = ours.key
+         join pg_attribute s on s.attrelid = i.indrelid and s.attname = ours.sign
+        where i.indrelid = to_regclass('public.' || ours.name) and i.indisprimary)
   ) then
     raise exception using
       errcode = 'AW100',
