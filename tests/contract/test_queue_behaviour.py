@@ -378,6 +378,22 @@ class TestRescue:
         assert view.error == sentence("attempts_exhausted")
         assert await bench.claim() == []
 
+    @pytest.mark.parametrize("end", ["rescued", "cancelled", "finished"])
+    async def test_a_job_that_was_begun_a_month_ago_can_still_end(self, bench: Bench, end: str) -> None:
+        """The milliseconds are more than an integer holds: switched off for so long, or the clock was put right."""
+        await bench.add(max_attempts=1)
+        job = await bench.claim_one()
+        await bench.advance(30 * 86_400)
+
+        if end == "rescued":
+            assert await bench.queue.rescue() == 1
+        elif end == "cancelled":
+            await bench.queue.cancel(job.id, None)
+        else:
+            assert await bench.finish(job, Completed({}))
+
+        assert (await bench.view(job.id)).status.terminal
+
     async def test_who_worked_beside_a_job_that_kills_does_not_fail_with_it(self, bench: Bench) -> None:
         killer = await bench.add()
         others = [await bench.add() for _ in range(4)]

@@ -305,7 +305,8 @@ begin
   elsif v_job.status <> 'cancelled' then
     update analysis_jobs j
        set status = 'cancelled', line = null, lease_token = null, lease_expires_at = null, stage = null,
-           error = null, error_code = null, processing_time_ms = date_part('epoch', now() - j.started_at) * 1000,
+           error = null, error_code = null,
+           processing_time_ms = case v_job.status when 'processing' then least(date_part('epoch', now() - j.started_at) * 1000, 2147483647) end,
            cancel_requested_at = now(), completed_at = now(), updated_at = now()
      where j.id = p_job_id;
     if v_job.leads then

@@ -245,7 +245,8 @@ begin
            progress = case when o.kind = 'completed' then 100 else j.progress end,
            stage = null,
            completed_at = now(),
-           processing_time_ms = date_part('epoch', now() - j.started_at) * 1000,
+           -- As much as fits, for a worker may have been switched off for a month, or the clock put right by years.
+           processing_time_ms = least(date_part('epoch', now() - j.started_at) * 1000, 2147483647),
            lease_token = null,
            lease_expires_at = null,
            updated_at = now()
@@ -357,7 +358,7 @@ begin
            error = case when e.status = 'failed' then p_error end,
            error_code = case when e.status = 'failed' then 'attempts_exhausted' end,
            completed_at = case when e.status <> 'pending' then now() end,
-           processing_time_ms = case when e.status <> 'pending' then date_part('epoch', now() - j.started_at) * 1000 end,
+           processing_time_ms = case when e.status <> 'pending' then least(date_part('epoch', now() - j.started_at) * 1000, 2147483647) end,
            run_after = case when e.status = 'pending' then now() else j.run_after end,
            worker_id = case when e.status = 'pending' then null else j.worker_id end,
            started_at = case when e.status = 'pending' then null else j.started_at end,
