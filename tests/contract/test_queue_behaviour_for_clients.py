@@ -412,6 +412,22 @@ class TestSingleFlight:
         assert (await bench.view(late)).result == {"degraded": True}
         assert (await bench.view(young)).result == {"kcal": 5}
 
+    async def test_behind_a_backlog_identical_jobs_are_still_one_run(self, bench: Bench) -> None:
+        """Who is let go when time is short stands behind the first: all would run just when there is no time."""
+        ids = [await bench.add(type=SHARED) for _ in range(5)]
+        await bench.advance(SLO_S - 1)
+        await bench.queue.rescue()
+        assert (await bench.queue.depth()).following == 4
+        leader = await bench.claim_one()
+        await bench.queue.rescue()
+        begun = (await bench.claim(limit=1))[0]
+
+        assert await bench.finish(leader, Completed({"kcal": 5}, cache_ttl_s=60))
+
+        assert await bench.claim() == []
+        assert {(await bench.view(job_id)).status for job_id in ids if job_id != begun.id} == {JobStatus.COMPLETED}
+        assert await bench.finish(begun, Completed({"kcal": 6}))
+
     async def test_nobody_runs_what_may_have_silenced_a_worker_because_time_is_short(self, bench: Bench) -> None:
         await bench.add(type=SHARED)
         await bench.add(type=SHARED)

@@ -51,8 +51,8 @@ PATIENT = replace(RULES, types=tuple(replace(each, slo_s=SLO_S) for each in RULE
 
 @dataclass
 class Job:
-    """What the model knows of one job. `key` is what it shares its result under, None where it shares none. `excused`:
-    its last attempt ended by an error of which it told."""
+    """What the model knows of one job. `key` is what it shares its result under, None where it shares none. `waited`:
+    it follows, or did. `excused`: its last attempt ended by an error of which it told."""
 
     max_attempts: int
     run_after: float
@@ -60,6 +60,7 @@ class Job:
     key: str | None
     leads: bool
     follows: bool
+    waited: bool
     deadline: float
     status: JobStatus = PENDING
     attempts: int = 0
@@ -124,6 +125,7 @@ class QueueMachine(RuleBasedStateMachine):
             key,
             flies and leader is None,
             leader is not None,
+            leader is not None,
             self.now + delay_s + SLO_S,
         )
 
@@ -186,7 +188,7 @@ class QueueMachine(RuleBasedStateMachine):
                 job.status, job.lease, job.run_after = PENDING, None, self.now
                 job.apart = job.attempts == job.max_attempts - 1
         for leader in [job for job in self.model.values() if job.leads and self._open(job)]:
-            if not leader.apart and (leader.excused or leader.attempts == (leader.status is PROCESSING)):
+            if not leader.apart and (leader.excused or (leader.status is PROCESSING and leader.attempts == 1)):
                 for job in self._followers(leader):
                     job.follows = job.deadline >= self.now + LATE_S
 
@@ -261,8 +263,9 @@ class QueueMachine(RuleBasedStateMachine):
             return
         followers = self._followers(job)
         if shared:
-            for each in followers:
-                self._end(each, COMPLETED, result)
+            for each in self.model.values():
+                if each.waited and not each.leads and each.key == job.key and each.status is PENDING:
+                    self._end(each, COMPLETED, result)
         elif followers:
             heir = max(reversed(followers), key=lambda each: each.deadline)
             heir.follows, heir.leads, heir.apart = False, True, suspect

@@ -308,15 +308,15 @@ class MemoryQueue:
                 self._put_back(row)
                 row.apart = row.attempts == row.max_attempts - 1
         for leader in [row for row in self._unfinished() if row.leads]:
-            seen_alive = leader.attempts == (leader.status is PROCESSING) or leader.error_code is not None
-            if seen_alive and not leader.apart:
+            in_first_attempt = leader.status is PROCESSING and leader.attempts == 1
+            if (in_first_attempt or leader.error_code is not None) and not leader.apart:
                 self._let_late_ones_go(leader, now)
         return len(expired)
 
     def _let_late_ones_go(self, leader: _Row, now: float) -> None:
         for row in self._followers(leader):
             if row.deadline_at < now + LATE_S:
-                row.follows, row.leads = False, None
+                row.follows = False
                 self._hint("work")
 
     async def prune(self, keep_s: float, limit: int = 500) -> int:
@@ -357,7 +357,8 @@ class MemoryQueue:
     def _pass_on(self, leader: _Row, shared: JsonObject | None, suspect: bool) -> None:
         followers = self._followers(leader)
         if shared is not None:
-            for row in followers:
+            waited = [row for row in self._rows.values() if row.leads is False and row.cache_key == leader.cache_key]
+            for row in [row for row in waited if row.status is PENDING]:
                 self._end(row, JobStatus.COMPLETED, result=shared)
         elif followers:
             heir = max(reversed(followers), key=lambda row: row.deadline_at)

@@ -128,7 +128,8 @@ comment on column public.analysis_jobs.line is
 comment on column public.analysis_jobs.run_after is 'when it may first run, or run again';
 comment on column public.analysis_jobs.lease_token is 'proves the right to finish this attempt; new at every claim';
 comment on column public.analysis_jobs.leads is
-  'true: jobs of the same cache_key wait for its result; false: it waited for one; null: it runs for itself';
+  'true: jobs of the same cache_key wait for its result; false: it waits for one, or has until its time was short, and'
+  ' still has it if it comes before this one is begun; null: it runs for itself';
 
 -- Each line in the order of its claim. A claimed job stays in, so that claiming writes no index.
 create index if not exists analysis_jobs_lines on public.analysis_jobs (line, place) where line is not null;
@@ -147,7 +148,8 @@ create unique index if not exists analysis_jobs_idempotency on public.analysis_j
 -- One job at a time runs for all that are identical to it.
 create unique index if not exists analysis_jobs_leader on public.analysis_jobs (cache_key)
   where leads and line is not null;
-create index if not exists analysis_jobs_followers on public.analysis_jobs (cache_key, place) where line = -2;
+create index if not exists analysis_jobs_followers on public.analysis_jobs (cache_key, place)
+  where not leads and line is not null;
 
 create table if not exists public.analysis_cache (
   cache_key text primary key,

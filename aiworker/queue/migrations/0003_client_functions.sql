@@ -255,7 +255,7 @@ begin
 end;
 $$;
 
--- The job that led for a `p_cache_key` has ended: with a result that may be shared all that waited have it, else the one
+-- The job that led for a `p_cache_key` has ended: with a result that may be shared all that waited and have not been begun have it, else the one
 -- of them with the most time left runs for the others, at the first one's place; as a suspect where the one before it was
 -- one and did not end by itself. (The first has the least time left: after a leader that used up its own, each would come
 -- too late to ask a model, one after the other.) One that somebody else holds is left to `rescue_expired`: nobody waits here.
@@ -268,16 +268,20 @@ as $$
 begin
   if p_result is not null then
     update analysis_jobs f
-       set status = 'completed', line = null, result = p_result, progress = 100, completed_at = now(), updated_at = now()
+       set status = 'completed', line = null, result = p_result, progress = 100, error = null, error_code = null,
+           completed_at = now(), updated_at = now()
      where f.ctid = any (array(
-       select w.ctid from analysis_jobs w where w.cache_key = p_cache_key and w.line = -2 for update skip locked));
+       select w.ctid from analysis_jobs w
+        where w.cache_key = p_cache_key and not w.leads and w.line is not null and w.status = 'pending'
+          for update skip locked));
     return;
   end if;
   update analysis_jobs f
      set line = case when p_suspect then -3 else 0 end,
          leads = true,
-         place = (select min(w.place) from analysis_jobs w where w.cache_key = p_cache_key and w.line = -2)
-   where f.id = (select w.id from analysis_jobs w where w.cache_key = p_cache_key and w.line = -2
+         place = (select min(w.place) from analysis_jobs w
+                   where w.cache_key = p_cache_key and not w.leads and w.line = -2)
+   where f.id = (select w.id from analysis_jobs w where w.cache_key = p_cache_key and not w.leads and w.line = -2
                   order by w.deadline_at desc, w.id desc limit 1 for update skip locked);
   if found then
     perform pg_notify('analysis_jobs', 'work');

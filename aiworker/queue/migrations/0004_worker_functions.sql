@@ -293,7 +293,8 @@ $$;
 -- up, or when they were alone with that worker for being suspected of silencing one. Answers how many, at most `p_limit`.
 -- Anybody may call it at any time. Jobs that wait for one that is gone (its row was removed, or they were held when it
 -- ended) have its result, or one of them leads. Those that have waited until their deadline is near run for themselves,
--- unless a worker fell silent with the one that leads, for it may be the input that does that.
+-- unless the one that leads has not been begun, for then they would be no faster, or a worker fell silent with it, for it
+-- may be the input that does that.
 --
 -- `p_since_s` is an `earliest_s` of a call before: what was due before that, priorities left out, has ended and need not
 -- be read. Without it everything is, and what waits before `p_floors`, where a claimer does not look, moves to line 0,
@@ -378,7 +379,7 @@ begin
   end loop;
   for v_key in
     select distinct f.cache_key from analysis_jobs f
-     where f.line = -2 and not exists (
+     where not f.leads and f.line = -2 and not exists (
        select from analysis_jobs l where l.cache_key = f.cache_key and l.leads and l.line is not null)
      limit p_limit
   loop
@@ -393,12 +394,12 @@ begin
     select f.ctid as row_id
       from analysis_jobs f
       join analysis_jobs l on l.cache_key = f.cache_key and l.leads and l.line is not null
-     where f.line = -2 and f.deadline_at < now() + interval '4 seconds'
-       and l.line <> -3 and (l.attempts = (l.status = 'processing')::integer or l.error_code is not null)
+     where not f.leads and f.line = -2 and f.deadline_at < now() + interval '4 seconds'
+       and l.line <> -3 and (l.status = 'processing' and l.attempts = 1 or l.error_code is not null)
      limit p_limit
        for update of f skip locked
   )
-  update analysis_jobs f set line = 0, leads = null from late w where f.ctid = w.row_id;
+  update analysis_jobs f set line = 0 from late w where f.ctid = w.row_id;
   if found or rescued > 0 then
     perform pg_notify('analysis_jobs', 'work');
   end if;
