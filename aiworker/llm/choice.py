@@ -28,8 +28,8 @@ from aiworker.llm.situation import (
 # Pauses between them double, so time is the limit that counts.
 MOST_TRIES = 6
 # Of the whole time, for a provider of which nothing is known: one that hangs leaves the next one its chance.
-_UNKNOWN_LIKELY = 0.1
-_UNKNOWN_SAFE = 0.4
+UNKNOWN_LIKELY = 0.1
+UNKNOWN_SAFE = 0.4
 # A rescue has none behind it: 19 of 20 is not enough for it, and least where one lucky answer is all that is known.
 _RESCUE = 1.4
 # A call that takes so many times what is late already will not come any more.
@@ -114,7 +114,7 @@ def _spent(tried: Try | None) -> bool:
 
 
 def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: float) -> _Option:
-    unknown_s = max(ask.least_s, _UNKNOWN_SAFE * ask.total_s)
+    unknown_s = max(ask.least_s, UNKNOWN_SAFE * ask.total_s)
     outlook = (standing.outlook or _unknown(ask)).tempered(unknown_s)
     sure_s = outlook.load_s + unknown_s if outlook.hearsay else outlook.doubt * outlook.safe_s
     not_before = max(now, tried.not_before) if tried else now
@@ -135,7 +135,7 @@ def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: flo
 
 
 def _unknown(ask: Ask) -> Outlook:
-    likely_s, safe_s = max(ask.least_s, _UNKNOWN_LIKELY * ask.total_s), _UNKNOWN_SAFE * ask.total_s
+    likely_s, safe_s = max(ask.least_s, UNKNOWN_LIKELY * ask.total_s), UNKNOWN_SAFE * ask.total_s
     return Outlook(likely_s, likely_s, safe_s, safe_s, hearsay=True)
 
 

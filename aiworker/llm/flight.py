@@ -61,6 +61,7 @@ class Flight:
         size: Size,
         deadline: Deadline,
         *,
+        likely_s: float,
         unknown_s: float,
         nudge: Callable[..., None],
     ) -> None:
@@ -74,7 +75,12 @@ class Flight:
         # Nothing that the flight holds may hold the flight: such a circle keeps the request's pictures.
         self.bill = Bill(on_repair=lambda: lane.repairs(around.clock()))
         self.call = self._lane.enter(
-            moment, size, deadline=deadline.at, unknown_s=unknown_s, on_end_of_line=self._end_of_line
+            moment,
+            size,
+            deadline=deadline.at,
+            likely_s=likely_s,
+            unknown_s=unknown_s,
+            on_end_of_line=self._end_of_line,
         )
         self.task = loop.create_task(self._fly(request, deadline))
         self.task.add_done_callback(nudge)

@@ -54,13 +54,15 @@ class LaneRules:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One call to the provider. `late_s`: beyond this it is late, seen from when it was sent."""
+    """One call to the provider. `late_s`: beyond this it is late, seen from when it was sent. `loads`: the model comes
+    into memory for it, and those behind it find it there."""
 
     size: Size
     ticket: Ticket
     entered_at: float
     late_s: float
     load_s: float
+    loads: bool = False
     probe: bool = False
     over: bool = False
 
@@ -92,7 +94,7 @@ class Lane:
             return Standing(never=NO_VISION)
         now = moment.now
         wait_s = self.slots.wait_s(now, deadline, call.ticket if call else None)
-        outlook = self.outlook(now, size, call)
+        outlook = self.outlook(now, size, wait_s, call)
         if call is not None:
             unexpected_s = 0.0 if call.load_s else self.residence.last_load_s(size.images > 0)
             return Standing(now, wait_s=wait_s, outlook=outlook, unexpected_load_s=unexpected_s)
@@ -108,26 +110,37 @@ class Lane:
             last_resort_at=max(may_at, self.breaker.last_resort_at(now)),
         )
 
-    def outlook(self, now: float, size: Size, call: Call | None = None) -> Outlook | None:
-        """Seconds for the answer, with loading the model where it is not there."""
+    def outlook(self, now: float, size: Size, wait_s: float, call: Call | None = None) -> Outlook | None:
+        """Seconds for the answer after `wait_s`, with loading the model where it will not be there."""
         outlook = self.forecast.outlook(now, size)
-        load_s = self.residence.load_s(now, size.images > 0) if call is None else call.load_s
+        load_s = self.residence.load_s(now, size.images > 0, wait_s) if call is None else call.load_s
         if outlook is None:
             # Long unasked, so nothing is known but that the model has to be loaded first.
             return Outlook(load_s, load_s, load_s, load_s, hearsay=True, load_s=load_s) if load_s else None
         return replace(outlook.plus(load_s), load_s=load_s)
 
     def enter(
-        self, moment: Moment, size: Size, *, deadline: float, unknown_s: float, on_end_of_line: Callable[[bool], None]
+        self,
+        moment: Moment,
+        size: Size,
+        *,
+        deadline: float,
+        likely_s: float,
+        unknown_s: float,
+        on_end_of_line: Callable[[bool], None],
     ) -> Call:
-        """A call takes its place in line, or its slot. `unknown_s` stands in for a forecast where there is none."""
-        now = moment.now
-        outlook = self.outlook(now, size)
+        """A call takes its place in line, or its slot. Where there is no forecast, it will likely be over by `likely_s`
+        and is late by `unknown_s`."""
+        now, vision = moment.now, size.images > 0
+        wait_s = self.slots.wait_s(now, deadline)
+        outlook = self.outlook(now, size, wait_s)
         outlook = outlook and outlook.tempered(unknown_s)
         late_s = max(outlook.late_s if outlook else unknown_s, self._tuning.least_s)
-        ticket = Ticket(deadline, outlook.mean_s if outlook else None, on_end_of_line)
-        call = Call(size, ticket, now, late_s, self.residence.load_s(now, size.images > 0))
-        wait_s = self.slots.wait_s(now, deadline)
+        ticket = Ticket(deadline, outlook.mean_s if outlook else likely_s, on_end_of_line)
+        load_s = self.residence.load_s(now, vision, wait_s)
+        call = Call(size, ticket, now, late_s, load_s, loads=load_s > 0 and not self.residence.loading(vision))
+        if call.loads:
+            self.residence.begins(now + wait_s, vision)
         call.probe = self.breaker.begin(now, wait_s + late_s)
         if self._requests:
             self._requests.take(now)
@@ -237,6 +250,8 @@ class Lane:
 
     def _end(self, now: float, call: Call, evidence: Evidence) -> None:
         call.over = True
+        if call.loads:
+            self.residence.ended(call.size.images > 0)
         was_open = self.breaker.state(now) == "open"
         self.breaker.end(now, evidence, probe=call.probe, took_s=self._sent_s(now, call))
         if not was_open and self.breaker.state(now) == "open":

@@ -16,7 +16,7 @@ from aiworker.domain.errors import (
     ProviderTimeout,
 )
 from aiworker.llm.bill import Bill
-from aiworker.llm.choice import decide, why_not
+from aiworker.llm.choice import UNKNOWN_LIKELY, UNKNOWN_SAFE, decide, why_not
 from aiworker.llm.flight import Flight, LineSentAway, Surroundings
 from aiworker.llm.forecast import Size
 from aiworker.llm.lane import Moment
@@ -34,7 +34,6 @@ from aiworker.llm.situation import (
     Wait,
 )
 
-_UNKNOWN_LATE = 0.4
 # Added to a clock's time, a shorter wait may make no later one.
 _LEAST_WAIT_S = 1e-6
 _FINAL = (AnswerInvalid, ProviderMisconfigured, ProviderRefused)
@@ -133,7 +132,8 @@ class Pursuit:
             self._request,
             self._size,
             self._deadline,
-            unknown_s=_UNKNOWN_LATE * self._ask.total_s,
+            likely_s=UNKNOWN_LIKELY * self._ask.total_s,
+            unknown_s=UNKNOWN_SAFE * self._ask.total_s,
             nudge=self.nudge,
         )
         self._bills.append((name, self._flights[name].bill))

@@ -19,13 +19,29 @@ class Residence:
         self._keep_alive_s = keep_alive_s
         self._until = {True: -math.inf, False: -math.inf}
         self._load_s = {True: 0.0, False: 0.0}
+        self._loading_until = {True: -math.inf, False: -math.inf}
         self._one_at_a_time = False
 
-    def load_s(self, now: float, vision: bool) -> float:
-        """What a call now has to wait for its model: 0 while it is there, or where no load has been seen yet."""
+    def load_s(self, now: float, vision: bool, wait_s: float = 0.0) -> float:
+        """What a call that has its slot in `wait_s` has to wait for its model then: 0 while it is there, or where no
+        load has been seen yet; behind a call that loads it, what will be left of that one's load."""
         if self._keep_alive_s is None or now < self._until[vision]:
             return 0.0
+        if self.loading(vision):
+            return min(self._load_s[vision], max(0.0, self._loading_until[vision] - now - wait_s))
         return self._load_s[vision]
+
+    def loading(self, vision: bool) -> bool:
+        """Whether a call is under way that has the model loaded."""
+        return self._loading_until[vision] > -math.inf
+
+    def begins(self, now: float, vision: bool) -> None:
+        """A call that begins at `now` has the model loaded."""
+        self._loading_until[vision] = now + self._load_s[vision]
+
+    def ended(self, vision: bool) -> None:
+        """The call that had it loaded is over."""
+        self._loading_until[vision] = -math.inf
 
     def last_load_s(self, vision: bool) -> float:
         """What loading took when last seen, whether or not the model is thought to be there."""

@@ -17,14 +17,14 @@ def _nobody(_granted: bool) -> None:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A place in line, then a slot. `deadline` orders; `expected_s` is the forecast of the call, None where unknown.
+    """A place in line, then a slot. `deadline` orders; `expected_s` is the forecast of the call.
 
     `on_end_of_line` is called once, with True when the slot is there, with False when the line was sent away.
     `granted_at` is None while the ticket is in line.
     """
 
     deadline: float
-    expected_s: float | None
+    expected_s: float
     on_end_of_line: Callable[[bool], None]
     granted_at: float | None = None
     gone: bool = field(default=False)
@@ -101,19 +101,16 @@ class Slots:
             ticket.end_of_line(True)
 
 
-def predicted_wait(running: list[float], ahead: Iterable[float | None]) -> float:
-    """Seconds until a slot is free, with `running` the seconds left in each slot and `ahead` the calls before ours.
-
-    A call of which nothing is known counts as long as the busiest slot is still taken.
-    """
+def predicted_wait(running: list[float], ahead: Iterable[float]) -> float:
+    """Seconds until a slot is free, with `running` the seconds left in each slot and `ahead` the calls before ours."""
     free_at = list(running)
     heapq.heapify(free_at)
     for expected_s in ahead:
-        heapq.heapreplace(free_at, free_at[0] + (max(free_at) if expected_s is None else expected_s))
+        heapq.heapreplace(free_at, free_at[0] + expected_s)
     return max(0.0, free_at[0])
 
 
 def _left_s(now: float, ticket: Ticket) -> float:
-    """What has outrun its forecast, or has none, is taken to need as long again."""
+    """What has outrun its forecast is taken to need as long again."""
     passed = 0.0 if ticket.granted_at is None else now - ticket.granted_at
-    return abs((ticket.expected_s or 0.0) - passed)
+    return abs(ticket.expected_s - passed)

@@ -35,7 +35,7 @@ def standing(one: Lane, now: float, size: Size = TEXT, *, call: Call | None = No
 
 
 def enter(one: Lane, now: float, size: Size = TEXT) -> Call:
-    return one.enter(at(now), size, deadline=now + 15, unknown_s=6, on_end_of_line=lambda _granted: None)
+    return one.enter(at(now), size, deadline=now + 15, likely_s=1.5, unknown_s=6, on_end_of_line=lambda _granted: None)
 
 
 def completion(**fields) -> Completion:
@@ -76,6 +76,30 @@ def test_a_call_is_not_late_when_its_load_is_just_over() -> None:
     call = enter(one, 100)
     assert one.left(at(108), call) == LOST_RACE
     assert one.breaker.state(108) == "closed"
+
+
+def test_a_load_is_waited_for_once() -> None:
+    """Those behind the call that loads the model find it there: each was taken to load it again."""
+    one = lane(keep_alive_s=20, local=True)
+    answer(one, 0, 9, load_ms=7000)
+    loading = enter(one, 100)
+    for waiting in range(4):
+        behind = standing(one, 101)
+        assert behind.outlook is None
+        assert behind.wait_s == pytest.approx(6 + 1.5 * waiting)
+        enter(one, 101)
+    one.left(at(102), loading)
+    assert standing(one, 102).outlook.load_s == 7
+
+
+def test_who_comes_while_the_model_is_loaded_waits_for_the_rest_of_it() -> None:
+    one = lane(keep_alive_s=20, local=True, slots=2)
+    answer(one, 0, 9, load_ms=7000)
+    first = enter(one, 100)
+    assert standing(one, 102).outlook.load_s == 5
+    assert enter(one, 102).load_s == 5
+    one.answered(at(108), first, completion(load_ms=7000))
+    assert standing(one, 108).outlook.load_s == 0
 
 
 def test_load_is_expected_after_the_models_were_put_away() -> None:
@@ -179,7 +203,7 @@ def test_budget() -> None:
 def test_line_is_sent_away_when_the_provider_fails(error: ProviderError) -> None:
     one, ends = lane(slots=1), []
     running = enter(one, 0)
-    one.enter(at(0), TEXT, deadline=15, unknown_s=6, on_end_of_line=ends.append)
+    one.enter(at(0), TEXT, deadline=15, likely_s=1.5, unknown_s=6, on_end_of_line=ends.append)
     one.failed(at(1), running, error)
     assert ends == [False]
     assert (one.slots.in_use, one.slots.waiting) == (0, 0)

@@ -485,7 +485,14 @@ async def test_a_call_that_never_began_gives_its_slot_back_also_where_taking_it_
     )
     request = PromptRequest("test", "s", "p", ("gemini",))
     flight = Flight(
-        around, "gemini", request, Size("test", 2, 0, 1), Deadline.after(9), unknown_s=1, nudge=lambda *_: None
+        around,
+        "gemini",
+        request,
+        Size("test", 2, 0, 1),
+        Deadline.after(9),
+        likely_s=1,
+        unknown_s=1,
+        nudge=lambda *_: None,
     )
     assert lane.slots.in_use == 1
     taking = Flight.take_back([flight])
