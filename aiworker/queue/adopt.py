@@ -211,7 +211,8 @@ with old as (
          least(greatest({priority}, 1), 10) as priority,
          least(greatest({max_attempts}, 1), 32767) as max_attempts, least(greatest({attempts}, 0), 32767) as attempts,
          coalesce({spent_ms}, {spent_s} * 1000) as spent_ms, {worker_id} as worker_id,
-         {created_at} as created_at, {updated_at} as updated_at,
+         -- Before PostgreSQL 17 one that is infinite would make every claim fail.
+         least({created_at}, now()) as created_at, {updated_at} as updated_at,
          {started_at} as started_at, {completed_at} as completed_at, {idempotency_key} as idempotency_key
     from public.analysis_jobs_before_aiworker o
 ), judged as (

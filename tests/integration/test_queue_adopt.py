@@ -171,6 +171,17 @@ async def test_what_does_not_fit_is_said(empty_database_url: str, change: str, w
         await take_over(empty_database_url)
 
 
+async def test_nothing_was_created_later_than_now(empty_database_url: str) -> None:
+    await production(empty_database_url)
+    await execute(empty_database_url, "update analysis_jobs set created_at = 'infinity' where status = 'queued'")
+    await take_over(empty_database_url)
+
+    async with PostgresQueue(empty_database_url) as queue:
+        claimed = await queue.claim("w", 9, 6.0, ["sofia_text", "sofia_image", "medical_exam"])
+    assert len(claimed) == 4
+    assert all(0 <= job.waited_s < 4 * 3600 for job in claimed)
+
+
 async def test_the_old_tables_stay_and_are_closed(empty_database_url: str) -> None:
     await production(empty_database_url)
 
