@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import AsyncExitStack
 
 from aiworker.cli.health import worker_ops
 from aiworker.cli.keys import Keys
-from aiworker.cli.serve import address_of, serving, stop_on_signals
+from aiworker.cli.parts import WorkerParts
+from aiworker.cli.serve import address_of, serving, started, stop_on_signals
 from aiworker.cli.vision import reloading_on_hangup
 from aiworker.cli.wiring import gateway_app, worker_parts
 from aiworker.gateway.ops import build_ops_app
@@ -31,16 +33,21 @@ async def run_worker(settings: Settings, listener: socket.socket) -> None:
     """Runs jobs until SIGTERM, then drains. Raises InferenceUnavailable when no child can be started."""
     configure_logging(settings.log_level, "worker")
     stop = stop_on_signals()
-    async with worker_parts(settings) as parts:
-        app = build_ops_app(worker_ops(settings, parts), parts.metrics)
-        async with serving(app, listener):
-            _log.info("worker health listens", url=address_of(listener), worker_id=settings.worker_id)
-            # Chat and text need no model of ours, so the worker starts at once; images wait for a child.
-            children = asyncio.create_task(parts.vision.main.wait_ready())
-            children.add_done_callback(lambda task: stop.set() if not task.cancelled() and task.exception() else None)
-            with reloading_on_hangup(settings, parts.vision):
-                await parts.worker.run(stop)
-            if children.done():
-                children.result()
-            children.cancel()
+    async with AsyncExitStack() as stack:
+        if parts := await started(worker_parts(settings), stack, stop):
+            await _serve(settings, parts, listener, stop)
     _log.info("worker stopped")
+
+
+async def _serve(settings: Settings, parts: WorkerParts, listener: socket.socket, stop: asyncio.Event) -> None:
+    app = build_ops_app(worker_ops(settings, parts), parts.metrics)
+    async with serving(app, listener):
+        _log.info("worker health listens", url=address_of(listener), worker_id=settings.worker_id)
+        # Chat and text need no model of ours, so the worker starts at once; images wait for a child.
+        children = asyncio.create_task(parts.vision.main.wait_ready())
+        children.add_done_callback(lambda task: stop.set() if not task.cancelled() and task.exception() else None)
+        with reloading_on_hangup(settings, parts.vision):
+            await parts.worker.run(stop)
+        if children.done():
+            children.result()
+        children.cancel()

@@ -9,8 +9,8 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
 import uvloop
 from aiohttp import web
@@ -25,6 +25,8 @@ _GARBAGE_THRESHOLD = 20_000
 _GARBAGE_EVERY_S = 10.0
 _M_MMAP_THRESHOLD = -3
 _BIG_BLOCK_BYTES = 128 * 1024
+
+Part = TypeVar("Part")
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -122,6 +124,27 @@ def stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, first, number)
     return stop
+
+
+async def started(parts: AbstractAsyncContextManager[Part], stack: AsyncExitStack, stop: asyncio.Event) -> Part | None:
+    """What `parts` gives, opened until `stack` closes; None when `stop` came first. A start can take half a minute, and
+    has nothing to drain."""
+    try:
+        async with asyncio.timeout(None) as limit:
+            stopping = asyncio.create_task(_ended_by(stop, limit))
+            try:
+                return await stack.enter_async_context(parts)
+            finally:
+                stopping.cancel()
+    except TimeoutError:
+        if limit.expired():
+            return None
+        raise
+
+
+async def _ended_by(stop: asyncio.Event, limit: asyncio.Timeout) -> None:
+    await stop.wait()
+    limit.reschedule(asyncio.get_running_loop().time())
 
 
 @asynccontextmanager

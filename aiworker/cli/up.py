@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 from rich.console import Console
 
-from aiworker.cli.serve import stop_on_signals
+from aiworker.cli.serve import started, stop_on_signals
 from aiworker.cli.stack import running_stack
 from aiworker.domain.errors import ConfigurationError
 from aiworker.settings import Settings
@@ -15,7 +16,10 @@ from aiworker.settings import Settings
 async def run_up(settings: Settings, console: Console) -> None:
     """Raises ConfigurationError when a process of the stack dies by itself: whoever supervises us starts us again."""
     stop = stop_on_signals()
-    async with running_stack(settings, console.print) as stack:
+    async with AsyncExitStack() as cleanup:
+        stack = await started(running_stack(settings, console.print), cleanup, stop)
+        if stack is None:
+            return
         console.print(f"gateway  [bold]{stack.gateway_url}[/bold]   worker health  {stack.worker_url}/health")
         console.print("try: aiworker enqueue sofia_text --text 'comi 200 g de arroz e um ovo frito' --wait")
         stopped = asyncio.create_task(stop.wait())

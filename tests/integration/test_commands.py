@@ -208,6 +208,30 @@ def test_beyond_loopback_the_gateway_wants_a_secret(tmp_path: Path) -> None:
     assert "SUPABASE_JWT_SECRET" in shown.stderr
 
 
+def test_a_worker_that_still_measures_its_engines_stops_at_once(
+    database_url: str, yolo_weights: Path, tmp_path: Path
+) -> None:
+    """That takes half a minute at the first start, longer than Docker waits before it kills."""
+    variables = {"DATABASE_URL": database_url, "YOLO_MODEL": str(yolo_weights), "WORKER_PORT": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "aiworker.cli", "worker"],
+        cwd=tmp_path,
+        env={**os.environ, **variables, "MODELS_DIR": str(tmp_path / "models"), "INFERENCE_ENGINE": "auto"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stderr is not None
+        try:
+            assert any("inference child ready" in line for line in worker.stderr)
+            worker.terminate()
+            _, rest = worker.communicate(timeout=60)
+        finally:
+            worker.kill()
+    assert worker.returncode == 0
+    assert "measured" not in rest
+    assert "worker health listens" not in rest
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "says"),
     [

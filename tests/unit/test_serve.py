@@ -8,11 +8,13 @@ import gc
 import subprocess
 import sys
 import weakref
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
 from aiworker.cli import serve
-from aiworker.cli.serve import run
+from aiworker.cli.serve import run, started
 from aiworker.domain.errors import ConfigurationError
 
 
@@ -35,6 +37,40 @@ def test_a_bug_keeps_its_whole_trace() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         run(_services(ZeroDivisionError()))
     assert caught.group_contains(ZeroDivisionError)
+
+
+@asynccontextmanager
+async def _part(opens: asyncio.Event, seen: list[str]) -> AsyncIterator[str]:
+    try:
+        await opens.wait()
+        yield "open"
+    finally:
+        seen.append("closed")
+
+
+async def test_a_start_is_given_up_when_told_to_stop_and_what_was_opened_is_not() -> None:
+    opens, stop, seen = asyncio.Event(), asyncio.Event(), list[str]()
+    async with AsyncExitStack() as stack:
+        opening = asyncio.create_task(started(_part(opens, seen), stack, stop))
+        await asyncio.sleep(0)
+        stop.set()
+        assert await opening is None
+        assert seen == ["closed"]
+        opens.set()
+        assert await started(_part(opens, seen), stack, asyncio.Event()) == "open"
+        assert seen == ["closed"]
+    assert seen == ["closed", "closed"]
+
+
+async def test_a_start_that_times_out_by_itself_has_not_been_stopped() -> None:
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[None]:
+        raise TimeoutError
+        yield
+
+    async with AsyncExitStack() as stack:
+        with pytest.raises(TimeoutError):
+            await started(slow(), stack, asyncio.Event())
 
 
 class _Circle:
