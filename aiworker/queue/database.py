@@ -60,11 +60,13 @@ class Database:
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             pool.terminate()
 
-    async def fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
-        """The rows of one statement, in one round trip. Raises what `translated` raises."""
+    async def fetch(self, statement: str, *arguments: Any, within_s: float | None = None) -> list[asyncpg.Record]:
+        """The rows of one statement, in one round trip; `within_s` is a limit below that of every call. Raises what
+        `translated` raises."""
+        limit_s = self._timeout_s if within_s is None else min(within_s, self._timeout_s)
         try:
             with translated():
-                rows = await self._fetch(statement, arguments)
+                rows = await self._fetch(statement, arguments, limit_s)
         except ConfigurationError as error:
             if self._has_answered:
                 # It was right before: a password or a migration is on its way, and nobody has to restart for it.
@@ -73,12 +75,12 @@ class Database:
         self._has_answered = True
         return rows
 
-    async def _fetch(self, statement: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
+    async def _fetch(self, statement: str, arguments: tuple[Any, ...], limit_s: float) -> list[asyncpg.Record]:
         pool = self._pool
         if pool is None:
             raise DatabaseUnavailable("used before it was opened or after it was closed")
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(limit_s):
                 connection = await pool.acquire()
                 try:
                     rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments)

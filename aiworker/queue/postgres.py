@@ -165,7 +165,8 @@ class PostgresQueue:
         if not leases:
             return Renewal()
         columns = lease_columns(in_lock_order(leases))
-        rows = await self._database.fetch(_RENEW, *columns, timedelta(seconds=lease_s))
+        # A connection that has gone silent is given up while there is time to ask once more over another one.
+        rows = await self._database.fetch(_RENEW, *columns, timedelta(seconds=lease_s), within_s=lease_s / 2)
         return Renewal(
             lost=frozenset(lease.job_id for lease in leases) - {row["id"] for row in rows},
             cancelled=frozenset(row["id"] for row in rows if row["cancelled"]),

@@ -19,7 +19,7 @@ _LONGEST_BEAT_S = 0.8
 
 
 class LeaseKeeper:
-    """Renews often enough for two renewals to fail before a job is taken away.
+    """Renews often enough for two renewals to fail, or one to hang, before a job is taken away.
 
     It does not vouch for an attempt that has lasted `attempt_timeout_s`: that one is stopped.
     """
@@ -48,13 +48,14 @@ class LeaseKeeper:
 
     async def run(self) -> None:
         while True:
+            next_beat = time.monotonic() + self._beat_s
             self._stop_stuck()
             try:
                 await self._renew()
                 await self._rescue()
             except QueueError as error:
                 _log.warning("leases not renewed", held=len(self._running), exc_info=error)
-            await self._pause()
+            await self._pause(next_beat - time.monotonic())
 
     async def _renew(self) -> None:
         leases = self._running.leases()
@@ -85,9 +86,9 @@ class LeaseKeeper:
         stuck = frozenset(job_id for job_id, running in self._running.by_id.items() if running.began <= oldest)
         self._stop(stuck, StopReason.STUCK)
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(self._beat_s):
+            async with asyncio.timeout(max(0.0, seconds)):
                 await self._look_now.wait()
         except TimeoutError:
             return

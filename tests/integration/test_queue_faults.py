@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -26,6 +27,9 @@ from aiworker.queue.connect import Connector
 from aiworker.queue.listen import Listener
 from aiworker.queue.migrate import migrate
 from aiworker.queue.postgres import PostgresQueue
+from aiworker.scheduler.leases import LeaseKeeper
+from aiworker.scheduler.running import RunningJob, RunningJobs
+from aiworker.telemetry.metrics import Metrics
 
 KILL_OTHERS = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and {}"
 OURS = "application_name like 'aiworker%'"
@@ -122,6 +126,30 @@ async def test_after_one_silence_no_connection_of_before_is_trusted(database_url
         proxy.forget_and_speak()
 
         assert [depth.pending for depth in await asyncio.gather(*(queue.depth() for _ in range(4)))] == [0] * 4
+
+
+async def test_a_connection_that_goes_silent_costs_no_lease(database_url: str) -> None:
+    """With the limit of all other calls the renewal would be missed, and whoever rescues would have the job."""
+    lease_s = 8.0
+    async with (
+        SilentProxy(database_url) as proxy,
+        PostgresQueue(proxy.url, RULES, timeout_s=10) as queue,
+        PostgresQueue(database_url, timeout_s=10) as rescuer,
+    ):
+        await queue.enqueue(new_job())
+        running = RunningJobs()
+        [job] = await queue.claim("w", 1, lease_s, [TYPE])
+        running.add(RunningJob(job, time.monotonic()))
+        keeper = LeaseKeeper(queue, running, Metrics(), lease_s=lease_s, attempt_timeout_s=60)
+        keeping = asyncio.create_task(keeper.run())
+        await asyncio.sleep(0.3)
+        proxy.go_silent()
+        proxy.forget_and_speak()
+        ends = time.monotonic() + lease_s + 2
+        while time.monotonic() < ends:
+            assert await rescuer.rescue() == 0
+            await asyncio.sleep(0.1)
+        keeping.cancel()
 
 
 async def test_the_server_gives_up_by_itself_what_its_client_has_forgotten(database_url: str) -> None:
