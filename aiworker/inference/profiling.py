@@ -75,6 +75,9 @@ async def measure_all(
     """One candidate after the other. The first whose engine works is the reference that the others must agree with."""
     measured: list[Measured] = []
     reference = await _reference(spec, sample)
+    if reference is None and spec.device == "cpu":
+        # The others are exported from torch: when it cannot load the weights, once is enough to say why.
+        choices = choices[:1]
     for candidate in choices:
         measured.append(await measure(spec, candidate, sample, reference))
         say(measured[-1])
@@ -174,7 +177,10 @@ async def _kept_busy(pool: InferencePool, sample: Sample, askers: int) -> list[D
 
 
 async def _has_aged(profile: Profile, spec: ChildSpec, sample: Sample) -> bool:
-    if time.time() - profile.measured_at < _CHECK_AGE_S or (chosen := profile.chosen) is None:
+    if (chosen := profile.chosen) is None:
+        # What kept every candidate from working may have passed.
+        return True
+    if time.time() - profile.measured_at < _CHECK_AGE_S:
         return False
     now = await measure(spec, chosen.candidate, sample, None)
     return bool(now.fault) or has_drifted(chosen.forward_ms, [now.forward_ms])

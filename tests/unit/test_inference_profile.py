@@ -150,6 +150,28 @@ async def test_a_folder_that_cannot_be_written_costs_only_the_keeping(
     assert found is profile
 
 
+async def test_weights_that_torch_cannot_load_are_tried_once_and_that_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Candidate] = []
+
+    async def no_reference(*arguments: object) -> None:
+        return None
+
+    async def fails(spec: ChildSpec, candidate: Candidate, *arguments: object) -> Measured:
+        tried.append(candidate)
+        return Measured(candidate, fault="inference_unavailable")
+
+    monkeypatch.setattr(profiling, "_reference", no_reference)
+    monkeypatch.setattr(profiling, "measure", fails)
+    for _ in range(2):
+        found = await known_or_measured(
+            tmp_path / "one.json", ChildSpec("w.pt", device="cpu"), candidates(2), Sample(b"")
+        )
+        assert found.chosen is None
+    assert [each.engine for each in tried] == ["torch", "torch"]
+
+
 class _FailsUnderLoad:
     """One picture is answered, several at a time are not."""
 
