@@ -16,9 +16,11 @@ import uvloop
 from aiohttp import web
 
 from aiworker.domain.errors import ConfigurationError, WorkerError
+from aiworker.telemetry.threads import full_pool
 
 _PR_SET_PDEATHSIG = 1
 _HTTP_SHUTDOWN_S = 5.0
+_THREADS = 2
 
 
 _GARBAGE_THRESHOLD = 20_000
@@ -34,6 +36,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     give_memory_back()
     leave_imports_alone()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_default_executor(full_pool(_THREADS, "aside"))
         try:
             runner.run(_collecting(main))
         except BaseExceptionGroup as group:

@@ -10,12 +10,12 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from aiworker.domain.errors import ImageUnreadable, MediaTooLarge, MediaTypeUnsupported
+from aiworker.telemetry.threads import full_pool
 
 # Ollama's runner for Qwen dies of a side below 28 pixels or of one 200 times the other.
 LEAST_SIDE = 64
@@ -34,7 +34,7 @@ class Pictures:
 
     def __init__(self) -> None:
         # Not a semaphore: who is cancelled leaves, and the decoder goes on.
-        self._threads = ThreadPoolExecutor(_AT_A_TIME, "pictures")
+        self._threads = full_pool(_AT_A_TIME, "pictures")
 
     async def prepare(self, images: tuple[bytes, ...], pixels: int) -> tuple[bytes, ...]:
         """JPEGs of at most `pixels` each. Raises MediaTypeUnsupported, ImageUnreadable, MediaTooLarge."""
