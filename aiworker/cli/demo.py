@@ -29,10 +29,10 @@ _TERMINAL = ("completed", "failed", "cancelled")
 OUTPUT_DIR = Path("output")
 
 
-class DemoFailed(WorkerError):
+class JobNotCompleted(WorkerError):
     """The job did not complete. `note` says how it ended."""
 
-    code = "demo_failed"
+    code = "job_not_completed"
 
 
 async def run_demo(settings: Settings, photo: str | None, console: Console) -> None:
@@ -57,7 +57,7 @@ async def run_demo(settings: Settings, photo: str | None, console: Console) -> N
             say(f"enqueued [bold]{reply['jobId']}[/bold] in {1000 * (time.perf_counter() - sent):.0f} ms")
             job = await follow(client, str(reply["jobId"]), console)
         if job["status"] != "completed":
-            raise DemoFailed(f"the job ended {job['status']}: {job.get('error')} ({job.get('code')})")
+            raise JobNotCompleted(f"the job ended {job['status']}: {job.get('error')} ({job.get('code')})")
         show_result(job, console)
         picture = await asyncio.to_thread(_draw, await _photo_bytes(url, photo), job["result"], photo)
         console.print(f"\npicture with boxes: [bold]{picture}[/bold]")
@@ -70,7 +70,7 @@ def _packaged_photo() -> Path:
 async def follow(
     client: GatewayClient, job_id: str, console: Console, on_change: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
-    """Shows a bar with the stage until the job has ended, and returns it. Raises DemoFailed when it takes too long."""
+    """Shows a bar with the stage until the job has ended, and returns it. Raises JobNotCompleted after a while."""
     columns = (TextColumn("       {task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("pending", total=100)
@@ -83,7 +83,7 @@ async def follow(
             if job["status"] in _TERMINAL:
                 return job
             await asyncio.sleep(_POLL_S)
-    raise DemoFailed(f"job {job_id} has not ended after {_PATIENCE_S:.0f} s: see {STATE_DIR / 'logs'}")
+    raise JobNotCompleted(f"job {job_id} has not ended after {_PATIENCE_S:.0f} s: see {STATE_DIR / 'logs'}")
 
 
 def _described(job: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from aiworker.analyses.registry import OLD_NAMES, find_analysis
 from aiworker.cli.client import DEMO_USER, gateway_client
-from aiworker.cli.demo import DemoFailed, follow, show_result
+from aiworker.cli.demo import JobNotCompleted, follow, show_result
 from aiworker.cli.keys import keys_for
 from aiworker.cli.stack import STATE_DIR, with_database
 from aiworker.cli.wiring import pause_queue, resume_queue
@@ -36,7 +36,7 @@ async def enqueue_job(
             return
         job = await follow(client, reply["jobId"], console)
     if job["status"] != "completed":
-        raise DemoFailed(f"the job ended {job['status']}: {job.get('error')} ({job.get('code')})")
+        raise JobNotCompleted(f"the job ended {job['status']}: {job.get('error')} ({job.get('code')})")
     show_result(job, console)
 
 

@@ -27,7 +27,9 @@ async def run_up(settings: Settings, console: Console) -> None:
         try:
             await asyncio.wait({stopped, ended}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
-                raise ConfigurationError(f"the {ended.result()} ended by itself: its log above says why")
+                raise ConfigurationError(
+                    f"the {ended.result()} ended by itself: its log above says why, or it was killed (see `dmesg`)"
+                )
             console.print("stopping: running jobs finish or go back to the queue")
         finally:
             for task in (stopped, ended):
