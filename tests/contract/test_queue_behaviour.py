@@ -58,6 +58,18 @@ class TestOrder:
         assert all(order.index(job_id) < 2 * len(others) for job_id in others)
         assert order.index(late_other) < order.index(backlog[LIMIT + 1])
 
+    async def test_what_runs_already_puts_nothing_back(self, bench: Bench) -> None:
+        """Who always has a job running would stand further behind with each, however fast they are done."""
+        for _ in range(LIMIT - 1):
+            await bench.add()
+        await bench.claim(limit=50)
+        first_other = await bench.add(user_id=uuid4())
+        mine = await bench.add()
+        await bench.advance(2)
+        other = await bench.add(user_id=uuid4())
+
+        assert [job.id for job in await bench.claim(limit=50)] == [first_other, mine, other]
+
     @pytest.mark.parametrize("waiting", [{"delay_s": 3600}, {"priority": 10}], ids=["delayed", "of low priority"])
     async def test_what_waits_for_later_does_not_hide_a_backlog(self, bench: Bench, waiting: dict[str, Any]) -> None:
         for _ in range(LIMIT):

@@ -131,7 +131,8 @@ class MemoryQueue:
         if len(others) >= self._max_active and not job.unlimited:
             raise TooManyActiveJobs
         apart = APART_S if len(others) < self._max_active else FAR_APART_S
-        ahead = [row for row in others if row.new.priority <= job.priority and row.run_after <= due]
+        waiting = [row for row in others if row.status is PENDING]
+        ahead = [row for row in waiting if row.new.priority <= job.priority and row.run_after <= due]
         last = sorted(ahead, key=lambda row: -row.place)[: self._max_active]
         before = [row.place - row.new.priority * LEVEL_S for row in last]
         return _Row(

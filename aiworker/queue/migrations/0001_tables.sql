@@ -120,7 +120,7 @@ create table if not exists public.analysis_jobs (
 comment on column public.analysis_jobs.priority is '1 is most urgent; a level is worth 10 seconds of waiting';
 comment on column public.analysis_jobs.place is
   'the order of the claim, set once: when it is due, plus 10 seconds a level of priority, plus what the user''s other'
-  ' unfinished jobs put it back';
+  ' waiting jobs put it back';
 comment on column public.analysis_jobs.line is
   'the line that an unfinished job stands in: 1 to 10 that of its priority, 0 those that came back,'
   ' -1 not due before run_after, -2 waiting for the result of an identical job, -3 suspected of silencing its worker: it'

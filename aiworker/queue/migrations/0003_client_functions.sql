@@ -43,9 +43,9 @@ as $$
 $$;
 
 -- Where a job stands: urgent ones first, a level of priority worth ten seconds of waiting. `p_last` is where the last of
--- the user's `p_active` unfinished jobs that are as urgent stands, without its priority. A user's jobs stand apart, by a
--- second, and by a whole level each beyond the ordinary limit, so that one user's backlog never stands before what
--- others send later.
+-- the user's waiting jobs that are as urgent stands, without its priority; `p_active` counts those that run, too. A
+-- user's jobs stand apart, by a second, and by a whole level each beyond the ordinary limit, so that one user's backlog
+-- never stands before what others send later.
 create or replace function public.analysis_place(
   p_due timestamptz, p_priority integer, p_last timestamptz, p_active integer, p_max_active integer
 ) returns timestamptz
@@ -192,11 +192,12 @@ begin
   select max(j.place - j.priority * interval '10 seconds') into v_last
     from generate_series(-3, p_priority) as l (line)
    cross join lateral (
-     select o.line, o.place, o.priority, o.run_after
+     select o.line, o.place, o.priority, o.run_after, o.status
        from analysis_jobs o
       where o.user_id = v_user and o.completed_at is null and (o.line, o.place) <= (l.line, 'infinity')
       order by o.line desc, o.place desc limit v_limits.max_active) j
-   where j.line = l.line and j.priority <= p_priority and j.run_after <= v_due;
+   -- What runs already puts nothing back: who has a job running all the time would stand a second further with each.
+   where j.line = l.line and j.status = 'pending' and j.priority <= p_priority and j.run_after <= v_due;
   if v_active >= v_limits.max_active and not p_unlimited then
     raise exception using errcode = 'AW001', message = 'too_many_active_jobs';
   end if;
