@@ -256,10 +256,11 @@ begin
 end;
 $$;
 
--- The job that led for a `p_cache_key` has ended: with a result that may be shared all that waited and have not been begun have it, else the one
--- of them with the most time left runs for the others, at the first one's place; as a suspect where the one before it was
--- one and did not end by itself. (The first has the least time left: after a leader that used up its own, each would come
--- too late to ask a model, one after the other.) One that somebody else holds is left to `rescue_expired`: nobody waits here.
+-- The job that led for a `p_cache_key` has ended: with a result that may be shared all that waited and have not been
+-- begun have it, else the one of them with the most time left runs for the others, at the first one's place; as a suspect
+-- where the one before it was one and did not end by itself. (The first has the least time left: after a leader that used
+-- up its own, each would come too late to ask a model, one after the other.) One that somebody else holds is left to
+-- `rescue_expired`: nobody waits here.
 create or replace function public.analysis_pass_on(p_cache_key text, p_result jsonb, p_suspect boolean default false)
 returns void
 language plpgsql
