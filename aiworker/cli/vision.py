@@ -80,11 +80,18 @@ def reloading_on_hangup(settings: Settings, shelf: ModelShelf) -> Iterator[None]
     """While inside, SIGHUP takes up the files that YOLO_MODEL and YOLO_MORE_MODELS name, as they are now. No request is
     lost by it."""
     loop = asyncio.get_running_loop()
+    turn = asyncio.Lock()
     under_way: set[asyncio.Task[None]] = set()
 
+    async def reload() -> None:
+        async with turn:
+            await _reload(settings, shelf)
+
     def start() -> None:
-        if not under_way:
-            task = loop.create_task(_reload(settings, shelf))
+        # One that runs may have read what was there before this signal, so another follows it; a third would find no
+        # more than that one will.
+        if len(under_way) < 2:
+            task = loop.create_task(reload())
             under_way.add(task)
             task.add_done_callback(under_way.discard)
 

@@ -21,12 +21,13 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every export that is made, by a maker that writes the head only."""
+    """Every export that is made, by a maker that needs no engine."""
     folders: list[Path] = []
 
     def make(weights: Path, kind: str, folder: Path, timeout_s: float) -> None:
         fresh = folder.with_suffix(".fresh")
         fresh.mkdir()
+        (fresh / "network.bin").write_bytes(b"numbers of the network")
         write_head(_HEAD, fresh)
         fresh.rename(folder)
         folders.append(folder)
@@ -41,6 +42,21 @@ def test_an_export_is_made_once_and_read_back_whole(weights: Path, made: list[Pa
     assert first.head == _HEAD
     assert made == [first.folder]
     assert first.folder.is_relative_to(weights.parent / ".cache")
+
+
+@pytest.mark.parametrize("name", ["head.json", "network.bin"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"numbers of the netw", b"\0" * 22, None])
+def test_a_damaged_export_is_made_again(weights: Path, made: list[Path], name: str, damage: bytes | None) -> None:
+    first = ensure_export(str(weights), "openvino")
+    file = first.folder / name
+    before = file.read_bytes()
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage)
+    assert ensure_export(str(weights), "openvino") == first
+    assert file.read_bytes() == before
+    assert made == [first.folder] * 2
 
 
 def test_many_at_once_make_one(weights: Path, made: list[Path]) -> None:

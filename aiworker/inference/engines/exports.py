@@ -1,7 +1,8 @@
 """Networks exported from a checkpoint, made once and kept on disk. Imports no engine.
 
 An export is named by the checksum of its weights, its format, and the versions of what wrote it, so it is never stale.
-It appears under its name only when it is complete, and one process makes it while others wait.
+It appears under its name only when it is complete, and one process makes it while others wait. One whose files are not
+what they were when it was made (a power cut, a full disk, a stray hand) is made again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from aiworker.inference.engines.heads import Head
 FORMATS = {"openvino": ("openvino", "torch", "ultralytics"), "tensorrt": ("tensorrt", "torch", "ultralytics")}
 """What each format is written by."""
 _HEAD = "head.json"
-_REVISION = 1
+_REVISION = 2
 _SCRATCH = ".export-"
 _ABANDONED_S = 24 * 3600.0
 
@@ -55,12 +56,16 @@ def ensure_export(weights: str, kind: str, cache_dir: str = "", *, timeout_s: fl
     if not source.is_file():
         raise FileNotFoundError(f"no weights at {weights}")
     folder = export_folder(source, kind, cache_dir)
-    if not (folder / _HEAD).is_file():
+    if (head := _read_head(folder)) is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.with_suffix(".lock")):
-            if not (folder / _HEAD).is_file():
+            if (head := _read_head(folder)) is None:
+                shutil.rmtree(folder, ignore_errors=True)
                 _make(source, kind, folder, timeout_s)
-    return Export(folder, _read_head(folder))
+                head = _read_head(folder)
+    if head is None:
+        raise ExportFailed(f"the export in {folder} is damaged as soon as it is made")
+    return Export(folder, head)
 
 
 def export_folder(weights: Path, kind: str, cache_dir: str = "") -> Path:
@@ -72,14 +77,21 @@ def export_folder(weights: Path, kind: str, cache_dir: str = "") -> Path:
 
 
 def write_head(head: Head, folder: Path) -> None:
-    """Comes last: an export without it is not there yet."""
-    (folder / _HEAD).write_bytes(orjson.dumps(asdict(head), option=orjson.OPT_NON_STR_KEYS))
+    """Comes last, with the checksums of all files that are there: an export without it is not there yet."""
+    files = {file.name: checksum(file) for file in folder.iterdir() if file.is_file()}
+    (folder / _HEAD).write_bytes(orjson.dumps([asdict(head), files], option=orjson.OPT_NON_STR_KEYS))
 
 
-def _read_head(folder: Path) -> Head:
-    kept = orjson.loads((folder / _HEAD).read_bytes())
-    names = {int(kind): name for kind, name in kept.pop("names").items()}
-    return Head(names=names, strides=tuple(kept.pop("strides")), **kept)
+def _read_head(folder: Path) -> Head | None:
+    """None where there is no export, or a damaged one."""
+    try:
+        kept, files = orjson.loads((folder / _HEAD).read_bytes())
+        if any(checksum(folder / name) != expected for name, expected in files.items()):
+            return None
+        names = {int(kind): name for kind, name in kept.pop("names").items()}
+        return Head(names=names, strides=tuple(kept.pop("strides")), **kept)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _make(weights: Path, kind: str, folder: Path, timeout_s: float) -> None:
