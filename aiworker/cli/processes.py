@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from contextlib import AsyncExitStack
 
@@ -32,6 +33,8 @@ async def run_gateway(settings: Settings, keys: Keys, listener: socket.socket) -
 async def run_worker(settings: Settings, listener: socket.socket) -> None:
     """Runs jobs until SIGTERM, then drains. Raises InferenceUnavailable when no child can be started."""
     configure_logging(settings.log_level, "worker")
+    # While engines are measured a hangup has nothing to take up: the children load what is there when they start.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop = stop_on_signals()
     async with AsyncExitStack() as stack:
         if parts := await started(worker_parts(settings), stack, stop):

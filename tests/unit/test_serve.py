@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import signal
+import socket
 import subprocess
 import sys
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NoReturn
 
 import pytest
 
-from aiworker.cli import serve
+from aiworker.cli import processes, serve
 from aiworker.cli.serve import run, started
 from aiworker.domain.errors import ConfigurationError
+from aiworker.settings import Settings, load_settings
 
 
 async def _services(error: Exception) -> None:
@@ -119,3 +123,20 @@ print(libc.mallinfo2().fordblks >> 20)
 def test_pictures_that_are_gone_take_no_memory() -> None:
     done = subprocess.run([sys.executable, "-c", _PICTURES], check=True, capture_output=True, text=True)
     assert int(done.stdout) < 10
+
+
+async def test_a_hangup_while_a_worker_starts_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    during: list[object] = []
+
+    def parts(settings: Settings) -> NoReturn:
+        during.append(signal.getsignal(signal.SIGHUP))
+        raise ConfigurationError("no further")
+
+    monkeypatch.setattr(processes, "worker_parts", parts)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with socket.socket() as listener, pytest.raises(ConfigurationError):
+            await processes.run_worker(load_settings(), listener)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert during == [signal.SIG_IGN]
