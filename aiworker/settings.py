@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     inference_precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 lets OpenVINO use it where the CPU has it: faster, confidences move by up to 0.05"
     )
-    inference_device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    inference_device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
 
     ollama_url: str | None = Field(None, description="for example http://ollama:11434; unset, Ollama is not asked")
     ollama_model: str = Field("llama3.2:3b", description="text model")

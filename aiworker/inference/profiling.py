@@ -26,14 +26,15 @@ from aiworker.telemetry.logs import get_logger
 _log = get_logger(__name__)
 _PACKAGES = ("aiworker", "nvidia-nvimgcodec-cu13", "openvino", "torch", "ultralytics")
 _START_S = 180.0
+_LEAST_ANSWERS = 8
 _CHECK_AGE_S = 7 * 24 * 3600.0
 Said = Callable[[Measured], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What is run through a candidate: an encoded picture on which the weights find something, for how long, and how
-    many of it are given to a child together at most."""
+    """What is run through a candidate: an encoded picture on which the weights find something, for how long at least,
+    and how many of it are given to a child together at most."""
 
     picture: bytes
     seconds: float = 1.5
@@ -55,11 +56,11 @@ async def measure(spec: ChildSpec, candidate: Candidate, sample: Sample, referen
             askers *= sample.max_batch
             # Graphs are recorded, and memory is taken, when a size of batch comes for the first times.
             await _kept_busy(pool, sample, askers)
-        found = await _kept_busy(pool, sample, askers)
+        found, seconds = await _kept_busy(pool, sample, askers)
         return Measured(
             candidate,
-            images_per_s=len(found) / sample.seconds,
-            forward_ms=median(each.inference_ms / each.batch_size for each in found or [first]),
+            images_per_s=len(found) / seconds,
+            forward_ms=median(each.inference_ms / each.batch_size for each in found),
             rss_mb=pool.memory_mb,
         )
     except* (WorkerError, TimeoutError) as errors:
@@ -159,21 +160,27 @@ async def _reference(spec: ChildSpec, sample: Sample) -> Detections | None:
         await pool.stop()
 
 
-async def _kept_busy(pool: InferencePool, sample: Sample, askers: int) -> list[Detections]:
-    """What was answered within the sample's seconds, by as many askers as keep every child's hands full."""
+async def _kept_busy(pool: InferencePool, sample: Sample, askers: int) -> tuple[list[Detections], float]:
+    """What was answered within the sample's seconds, or longer where that is too little to tell candidates apart; and
+    within how many seconds. As many askers as keep every child's hands full."""
     found: list[Detections] = []
-    ends = time.monotonic() + sample.seconds
+    begun = ended = time.monotonic()
+
+    def enough() -> bool:
+        return len(found) >= _LEAST_ANSWERS and time.monotonic() - begun >= sample.seconds
 
     async def ask() -> None:
-        while time.monotonic() < ends:
+        nonlocal ended
+        while not enough():
             detections = await pool.detect(sample.picture, Deadline.after(_START_S))
-            if time.monotonic() < ends:
+            if not enough():
                 found.append(detections)
+                ended = time.monotonic()
 
     async with asyncio.TaskGroup() as group:
         for _ in range(askers):
             group.create_task(ask())
-    return found
+    return found, ended - begun
 
 
 async def _has_aged(profile: Profile, spec: ChildSpec, sample: Sample) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -196,3 +197,22 @@ async def test_a_candidate_that_fails_under_load_is_at_fault_and_nobody_else(mon
     candidate = Candidate("torch-graph", "fp16", 2, 2)
     found = await profiling.measure(ChildSpec("w", device="cuda:0"), candidate, profiling.Sample(b"", 0.1), None)
     assert found.fault == "inference_unavailable: AcceleratorError"
+
+
+class _Slow(_FailsUnderLoad):
+    memory_mb = 100.0
+
+    async def detect(self, image: bytes, deadline: Deadline) -> Detections:
+        await asyncio.sleep(0.03)
+        return Detections((), 1, 1, model="m", engine="e", batch_size=1, inference_ms=30.0)
+
+
+async def test_a_model_that_takes_longer_than_the_sample_is_measured_for_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With no answer at all in time, every candidate would be as good as any other."""
+    monkeypatch.setattr(profiling, "InferencePool", _Slow)
+    found = await profiling.measure(
+        ChildSpec("w", device="cpu"), Candidate("torch", "fp32", 1, 1), Sample(b"", 0.01), None
+    )
+    assert 20 < found.images_per_s <= 100

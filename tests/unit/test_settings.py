@@ -42,6 +42,8 @@ def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ("PORT", "70000"),
         ("WORKER_CONCURRENCY", "none"),
         ("LOG_LEVEL", "LOUD"),
+        ("INFERENCE_DEVICE", "gpu"),
+        ("INFERENCE_DEVICE", "cuda:x"),
         ("OLLAMA_URL", "ollama:11434"),
         ("OLLAMA_URL", "http://"),
         ("OLLAMA_URL", "http://[bad"),
