@@ -28,7 +28,7 @@ def targets(samples: Sequence[Sample]) -> list[Target]:
 
     Memory is what the processes have to themselves: what a mapped file or library counts for depends on who else on
     the machine maps it, and PostgreSQL's shared buffers fill with what has been stored. Pools may open connections when
-    many calls meet, and close them minutes later.
+    many calls meet, and close them minutes later; each is a process of PostgreSQL's.
     """
     grown = [
         Target(f"growth of {name}", growth(levels(samples, of)), LIMIT_PER_CENT, "%") for name, of in _THINGS.items()
@@ -70,9 +70,15 @@ def _memory(group: str) -> Callable[[Sample], float]:
     return lambda sample: sample.own_mb.get(group, 0.0)
 
 
+def _memory_in_all(sample: Sample) -> float:
+    """PostgreSQL's as for as many connections as there may be: how many there are is held against their bound."""
+    postgres = sample.own_mb.get("postgres", 0.0)
+    return sum(sample.own_mb.values()) + postgres * (MOST_CONNECTIONS / max(1, sample.connections) - 1)
+
+
 _THINGS: Mapping[str, Callable[[Sample], float]] = {
     **{f"{group}'s memory": _memory(group) for group in ("gateway", "worker", "children")},
-    "memory in all": lambda sample: sum(sample.own_mb.values()),
+    "memory in all": _memory_in_all,
     "open files, database apart": lambda sample: sample.files - sample.connections,
     "threads": attrgetter("threads"),
     "series of metrics": attrgetter("series"),

@@ -342,6 +342,21 @@ def test_the_soak_names_what_grows_and_lets_files_be_mapped() -> None:
     }
 
 
+@pytest.mark.parametrize(("leak_mb", "found"), [(0.0, set()), (0.2, {"growth of memory in all"})])
+def test_a_connection_more_is_no_growth_of_memory_and_larger_ones_are(leak_mb: float, found: set[str]) -> None:
+    samples = [
+        sample(
+            25.0 * number,
+            f"rest {number}",
+            own_mb={"gateway": 60, "worker": 80, "children": 130, "postgres": connections * (5 + leak_mb * number)},
+            files=40 + connections,
+            connections=connections,
+        )
+        for number, connections in enumerate([7] * 8 + [9] * 4)
+    ]
+    assert missed(soak.targets(samples)) == found
+
+
 def test_a_soak_takes_its_time_in_rounds_with_rests() -> None:
     for seconds in (300.0, 1800.0):
         plan = [phase for phase in soak_phases(seconds) if phase.rest_s]
