@@ -164,6 +164,11 @@ class Settings(BaseSettings):
             raise ValueError("must name a host, and a port only from 0 to 65535")
         return value.rstrip("/") if value else value
 
+    @field_validator("gemini_model")
+    @classmethod
+    def _as_google_lists_it(cls, value: str) -> str:
+        return value.removeprefix("models/")
+
     @field_validator("gemini_api_key")
     @classmethod
     def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:

@@ -28,6 +28,11 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.ollama_url == "http://ollama:11434"
 
 
+def test_a_model_may_be_named_as_google_lists_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_MODEL", "models/gemini-2.5-flash")
+    assert load_settings().gemini_model == "gemini-2.5-flash"
+
+
 def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_URL", "")
     monkeypatch.setenv("PORT", "")
