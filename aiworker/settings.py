@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     )
     inference_threads: int = Field(0, ge=0, le=128, description="threads a child may use; 0 shares the cores out")
     inference_max_batch: int = Field(8, ge=1, le=64, description="images that go through the model together")
-    inference_engine: Literal["auto", "torch", "torch-graph", "openvino", "tensorrt"] = Field(
+    inference_engine: Literal["auto", "torch", "torch-graph", "openvino", "onnx", "tensorrt"] = Field(
         "auto", description="auto measures once what is fastest here (`aiworker models profile`)"
     )
     inference_precision: Literal["fp32", "bf16"] = Field(

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from aiworker.cli.profiles import sample_picture
 from aiworker.inference.messages import ChildSpec
-from aiworker.inference.profile import Candidate, candidates
+from aiworker.inference.profile import FALLBACK, Candidate, candidates
 from aiworker.inference.profiling import Sample, known_or_measured, profile_file
 from aiworker.inference.weights import resolve_weights
 from aiworker.settings import Settings, load_settings
@@ -60,14 +60,15 @@ async def _ground(settings: Settings, options: argparse.Namespace, *, quick: boo
 
 
 async def _best(spec: ChildSpec, cache: Path, precision: str) -> Candidate:
-    """Of OpenVINO's splits, since litserve and mosec are given the same engine."""
+    """Of what may win; litserve and mosec are given the same engine."""
     choices = [
-        each for each in candidates(len(os.sched_getaffinity(0)), precision=precision) if each.engine == "openvino"
+        each
+        for each in candidates(len(os.sched_getaffinity(0)), precision=precision)
+        if each.engine != FALLBACK and each.precision == precision
     ]
-    choices = [each for each in choices if each.precision == precision]
     profile = await known_or_measured(profile_file(cache, spec, choices), spec, choices, Sample(sample_picture()))
     if profile.chosen is None:
-        sys.exit("OpenVINO does not run here: " + "; ".join(each.fault for each in profile.measured))
+        sys.exit("no engine runs here: " + "; ".join(each.fault for each in profile.measured))
     return profile.chosen.candidate
 
 
@@ -82,8 +83,9 @@ def _photos(folder: Path | None) -> list[Path]:
 
 
 def _split(text: str) -> Candidate:
-    processes, _, threads = text.partition("x")
-    return Candidate("openvino", "fp32", int(processes), int(threads))
+    engine, _, split = text.partition(":")
+    processes, _, threads = split.partition("x")
+    return Candidate(engine, "fp32", int(processes), int(threads))
 
 
 def main() -> None:
@@ -96,7 +98,7 @@ def main() -> None:
     parser.add_argument("--model", default="yolov8n", help="a path, or a name that `aiworker models list` shows")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="its *.jpg instead of the packaged photos")
-    parser.add_argument("--split", type=_split, metavar="PxT", help="processes x threads instead of the measured best")
+    parser.add_argument("--split", type=_split, metavar="ENGINE:PxT", help="such as onnx:2x1, not the best")
     options = parser.parse_args()
     sections = options.only.split(",") if options.only else list(QUICK_SECTIONS if options.quick else SECTIONS)
     if unknown := set(sections) - set(SECTIONS):

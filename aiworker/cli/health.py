@@ -176,7 +176,7 @@ def _common(uptime_s: float) -> dict[str, Any]:
     }
 
 
-_SHOWN = ("aiohttp", "asyncpg", "torch", "ultralytics", "openvino")
+_SHOWN = ("aiohttp", "asyncpg", "torch", "ultralytics", "openvino", "onnxruntime")
 
 
 def _installed(package: str) -> str | None:

@@ -11,6 +11,7 @@ ENGINES = {
     "torch": "aiworker.inference.engines.torch_engine:TorchEngine",
     "torch-graph": "aiworker.inference.engines.torch_engine:GraphedTorchEngine",
     "openvino": "aiworker.inference.engines.openvino_engine:OpenVinoEngine",
+    "onnx": "aiworker.inference.engines.onnx_engine:OnnxEngine",
     "tensorrt": "aiworker.inference.engines.torch_engine:TensorRtEngine",
 }
 _NEAR = 0.95
@@ -89,6 +90,7 @@ def candidates(cores: int, *, precision: str = "fp32", processes: int = 0, threa
     counts = [processes] if processes else [count for count in (1, 2, _MOST_PROCESSES) if count <= max(1, cores)]
     splits = [(count, threads or max(1, cores // count)) for count in counts]
     found = [Candidate("torch", "fp32", *split) for split in splits]
+    found += [Candidate("onnx", "fp32", *split) for split in splits]
     for precise in dict.fromkeys(("fp32", precision)):
         found += [Candidate("openvino", precise, *split) for split in splits]
         found += [Candidate("openvino", precise, *split, pinned=True) for split in splits if split[0] == 1]

@@ -24,7 +24,7 @@ from aiworker.inference.profile import ENGINES, Candidate, Measured, Profile, ag
 from aiworker.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
-_PACKAGES = ("aiworker", "nvidia-nvimgcodec-cu13", "openvino", "torch", "ultralytics")
+_PACKAGES = ("aiworker", "nvidia-nvimgcodec-cu13", "onnxruntime", "openvino", "torch", "ultralytics")
 _START_S = 180.0
 _LEAST_ANSWERS = 8
 _CHECK_AGE_S = 7 * 24 * 3600.0

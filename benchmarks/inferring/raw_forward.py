@@ -1,4 +1,4 @@
-"""The engine's bare network, nothing around it: WEIGHTS CACHE THREADS SECONDS PRECISION PHOTO...
+"""The engine's bare network, nothing around it: WEIGHTS ENGINE CACHE THREADS SECONDS PRECISION PHOTO...
 
 Prints passes a second and the CPU milliseconds of one.
 """
@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from aiworker.inference.child.decode import decode
-from aiworker.inference.engines.openvino_engine import OpenVinoEngine
+from aiworker.inference.child.serving import start_engine
+from aiworker.inference.engines.exported import ExportedEngine
 from aiworker.inference.messages import ChildSpec
 
 
-def main(weights: str, cache: str, threads: str, seconds: str, precision: str, *photos: str) -> None:
+def main(weights: str, engine_name: str, cache: str, threads: str, seconds: str, precision: str, *photos: str) -> None:
     """Says "ready", waits for a line on stdin, and then runs."""
-    engine = OpenVinoEngine(
-        ChildSpec(weights, device="cpu", threads=int(threads), precision=precision, cache_dir=cache)
-    )
-    engine.load()
+    spec = ChildSpec(weights, engine_name, "cpu", precision, int(threads), cache_dir=cache)
+    engine = start_engine(spec)
+    assert isinstance(engine, ExportedEngine)
     batches = [np.asarray(engine.prepare(decode(Path(photo).read_bytes(), 10**8)).pixels)[None] for photo in photos]
     for batch in batches:
         engine.forward(batch)

@@ -23,7 +23,7 @@ from rich.console import Console
 from aiworker.domain.deadline import Deadline
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool
-from aiworker.inference.profile import Candidate
+from aiworker.inference.profile import ENGINES, Candidate
 from aiworker.inference.profiling import serving as told
 from inferring import peers
 
@@ -107,6 +107,7 @@ async def theirs(ground: Ground, name: str) -> Run:
         program="serve_yolo.py",
         probe=ground.photos[0].read_bytes(),
         weights=ground.weights,
+        engine=ENGINES[ground.split.engine],
         precision=ground.split.precision,
         threads=ground.split.threads,
         cache=ground.cache,
@@ -125,7 +126,8 @@ async def raw(ground: Ground) -> Run:
 
 
 async def _raw(ground: Ground, processes: int, threads: int) -> Run:
-    what = (ground.weights, ground.cache, str(threads), str(ground.seconds), ground.split.precision)
+    engine, precision = ENGINES[ground.split.engine], ground.split.precision
+    what = (ground.weights, engine, ground.cache, str(threads), str(ground.seconds), precision)
     command = (sys.executable, "-m", "inferring.raw_forward", *what, *map(str, ground.photos))
     pipe = asyncio.subprocess.PIPE
     running = [

@@ -1,6 +1,6 @@
 """Other model servers with YOLO. One file, so that all do the same work.
 
-    python serve_yolo.py      (SERVER=litserve|mosec|fastapi, WEIGHTS, PRECISION, CACHE, THREADS, CAP, WORKERS,
+    python serve_yolo.py      (SERVER=litserve|mosec|fastapi, WEIGHTS, ENGINE, PRECISION, CACHE, THREADS, CAP, WORKERS,
                                SLO_S, PORT, PIDS, OURS)
 
 fastapi is what users run today: `YOLO.predict` for each request. litserve and mosec batch on our engine and decode as
@@ -30,14 +30,12 @@ class Model:
 
     def __init__(self):
         from aiworker.inference.child.decode import decode
-        from aiworker.inference.engines.openvino_engine import OpenVinoEngine
+        from aiworker.inference.child.serving import start_engine
         from aiworker.inference.messages import ChildSpec
 
         how = {"precision": os.environ["PRECISION"], "threads": THREADS, "cache_dir": os.environ["CACHE"]}
-        spec = ChildSpec(WEIGHTS, device="cpu", confidence=CONFIDENCE, **how)
-        self.engine, self.decode = OpenVinoEngine(spec), decode
-        self.engine.load()
-        self.engine.warm_up()
+        spec = ChildSpec(WEIGHTS, os.environ["ENGINE"], "cpu", confidence=CONFIDENCE, **how)
+        self.engine, self.decode = start_engine(spec), decode
         Path(os.environ["PIDS"], str(os.getpid())).touch()
 
     def __call__(self, images):

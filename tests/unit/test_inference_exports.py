@@ -37,7 +37,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_an_export_is_made_once_and_read_back_whole(weights: Path, made: list[Path]) -> None:
-    first, second = (ensure_export(str(weights), "openvino") for _ in range(2))
+    first, second = (ensure_export(str(weights), "onnx") for _ in range(2))
     assert first == second
     assert first.head == _HEAD
     assert made == [first.folder]
@@ -47,14 +47,14 @@ def test_an_export_is_made_once_and_read_back_whole(weights: Path, made: list[Pa
 @pytest.mark.parametrize("name", ["head.json", "network.bin"])
 @pytest.mark.parametrize("damage", [b"", b"{}", b"numbers of the netw", b"\0" * 22, None])
 def test_a_damaged_export_is_made_again(weights: Path, made: list[Path], name: str, damage: bytes | None) -> None:
-    first = ensure_export(str(weights), "openvino")
+    first = ensure_export(str(weights), "onnx")
     file = first.folder / name
     before = file.read_bytes()
     if damage is None:
         file.unlink()
     else:
         file.write_bytes(damage)
-    assert ensure_export(str(weights), "openvino") == first
+    assert ensure_export(str(weights), "onnx") == first
     assert file.read_bytes() == before
     assert made == [first.folder] * 2
 
@@ -64,7 +64,7 @@ def test_many_at_once_make_one(weights: Path, made: list[Path]) -> None:
 
     def ask() -> None:
         everybody.wait()
-        ensure_export(str(weights), "openvino")
+        ensure_export(str(weights), "onnx")
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -75,11 +75,11 @@ def test_many_at_once_make_one(weights: Path, made: list[Path]) -> None:
 
 
 def test_other_weights_formats_and_versions_have_other_exports(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {export_folder(weights, kind) for kind in ("openvino", "tensorrt")}
+    names = {export_folder(weights, kind) for kind in ("onnx", "tensorrt")}
     monkeypatch.setattr(exports, "version", lambda package: "99")
-    names.add(export_folder(weights, "openvino"))
+    names.add(export_folder(weights, "onnx"))
     weights.write_bytes(b"other numbers")
-    names.add(export_folder(weights, "openvino"))
+    names.add(export_folder(weights, "onnx"))
     assert len(names) == 4
 
 
@@ -87,9 +87,9 @@ def test_the_same_weights_elsewhere_have_the_same_export(weights: Path, tmp_path
     copy = tmp_path / "elsewhere" / weights.name
     copy.parent.mkdir()
     copy.write_bytes(weights.read_bytes())
-    assert export_folder(copy, "openvino", "/cache") == export_folder(weights, "openvino", "/cache")
+    assert export_folder(copy, "onnx", "/cache") == export_folder(weights, "onnx", "/cache")
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
-        ensure_export(str(tmp_path / "gone.pt"), "openvino")
+        ensure_export(str(tmp_path / "gone.pt"), "onnx")

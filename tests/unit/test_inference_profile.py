@@ -47,6 +47,7 @@ def test_what_the_operator_has_set_is_not_measured_away() -> None:
     assert {(each.processes, each.threads) for each in found} == {(3, 1)}
     assert {(each.engine, each.precision) for each in found} == {
         ("torch", "fp32"),
+        ("onnx", "fp32"),
         ("openvino", "fp32"),
         ("openvino", "bf16"),
     }

@@ -66,7 +66,7 @@ def _serve(line: socket.socket) -> int:
     say = voice.say
     started = time.monotonic()
     try:
-        engine = _start(spec)
+        engine = start_engine(spec)
     except Exception as error:  # noqa: BLE001
         # Boundary: an engine may fail to load in any way, and the parent needs the reason to show it.
         say(StartFailed(f"{type(error).__name__}: {error}"[:500]))
@@ -125,7 +125,8 @@ class Voice:
                 self._kept.clear()
 
 
-def _start(spec: ChildSpec) -> Engine:
+def start_engine(spec: ChildSpec) -> Engine:
+    """Loaded and warm. Raises anything."""
     module, _, factory = spec.engine.partition(":")
     engine: Engine = getattr(importlib.import_module(module), factory)(spec)
     engine.load()

@@ -8,12 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# OpenVINO's converter reports its use to its maker, without asking, where this package is installed.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-
-from aiworker.inference.engines.exports import write_head  # noqa: E402
-from aiworker.inference.engines.torch_engine import raw_network, write_tensorrt  # noqa: E402
-from aiworker.inference.kernel import die_with  # noqa: E402
+from aiworker.inference.engines.exports import NETWORK, write_head
+from aiworker.inference.engines.torch_engine import raw_network, write_onnx, write_tensorrt
+from aiworker.inference.kernel import die_with
 
 
 def main(arguments: list[str]) -> None:
@@ -21,10 +18,8 @@ def main(arguments: list[str]) -> None:
     parent, weights, kind, folder = int(arguments[0]), arguments[1], arguments[2], Path(arguments[3])
     die_with(parent)
     network, example, head = raw_network(weights)
-    if kind == "openvino":
-        from aiworker.inference.engines.openvino_engine import write_network  # noqa: PLC0415 - an extra
-
-        write_network(network, example, folder)
+    if kind == "onnx":
+        write_onnx(network, example, folder / NETWORK)
     else:
         write_tensorrt(weights, folder)
     write_head(head, folder)

@@ -26,8 +26,10 @@ import orjson
 
 from aiworker.inference.engines.heads import Head
 
-FORMATS = {"openvino": ("openvino", "torch", "ultralytics"), "tensorrt": ("tensorrt", "torch", "ultralytics")}
+FORMATS = {"onnx": ("onnx", "torch", "ultralytics"), "tensorrt": ("tensorrt", "torch", "ultralytics")}
 """What each format is written by."""
+NETWORK = "network.onnx"
+"""The file of an export to `onnx`."""
 _HEAD = "head.json"
 _REVISION = 2
 _SCRATCH = ".export-"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -262,6 +263,21 @@ class TensorRtEngine(TorchEngine):
             max_time_img=math.inf,
         )
         return [_with_mask(rows, prototypes, index, shape) for index, rows in enumerate(found)]
+
+
+def write_onnx(network: torch.jit.ScriptModule, example: torch.Tensor, file: Path) -> None:
+    """What `raw_network` gives, in fp32, for any number of pictures of any size. Raises what torch raises."""
+    with warnings.catch_warnings():
+        # The exporter that takes a traced network is the older of two, and says so.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (example,),
+            str(file),
+            dynamo=False,
+            input_names=["pictures"],
+            dynamic_axes={"pictures": {0: "pictures", 2: "height", 3: "width"}},
+        )
 
 
 def write_tensorrt(weights: str, folder: Path) -> None:
