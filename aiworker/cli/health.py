@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import platform
 import time
 from collections import Counter
@@ -67,6 +68,25 @@ def gateway_ops(settings: Settings, queue: PostgresQueue, metrics: Metrics) -> O
         _refresh_process(metrics)
 
     started = time.monotonic()
+    return Ops(checks, details, refresh, _token(settings))
+
+
+def starting_ops(settings: Settings, metrics: Metrics) -> Ops:
+    """A worker that opens its parts, or measures its engines, has no model loaded yet; that is all that it knows."""
+
+    async def checks() -> Checks:
+        return {"inference": False}
+
+    async def details() -> Mapping[str, Any]:
+        return _common(time.monotonic() - started) | {"services": {"yolo": "starting"}, "memory": _memory(())}
+
+    async def refresh() -> None:
+        _refresh_process(metrics)
+
+    started = time.monotonic()
+    metrics.checks.labels("inference").set(False)
+    # Neither up nor down: nobody has asked it yet.
+    metrics.database_up.set(math.nan)
     return Ops(checks, details, refresh, _token(settings))
 
 

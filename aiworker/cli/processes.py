@@ -7,7 +7,8 @@ import signal
 import socket
 from contextlib import AsyncExitStack
 
-from aiworker.cli.health import worker_ops
+from aiworker.analyses.registry import ANALYSES
+from aiworker.cli.health import starting_ops, worker_ops
 from aiworker.cli.keys import Keys
 from aiworker.cli.parts import WorkerParts
 from aiworker.cli.serve import address_of, serving, started, stop_on_signals
@@ -16,6 +17,7 @@ from aiworker.cli.wiring import gateway_app, worker_parts
 from aiworker.gateway.ops import build_ops_app
 from aiworker.settings import Settings
 from aiworker.telemetry.logs import configure_logging, get_logger
+from aiworker.telemetry.metrics import Metrics
 
 _log = get_logger("aiworker.process")
 
@@ -36,8 +38,13 @@ async def run_worker(settings: Settings, listener: socket.socket) -> None:
     # While engines are measured a hangup has nothing to take up: the children load what is there when they start.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop = stop_on_signals()
+    metrics = Metrics(ANALYSES)
+    _log.info("worker health listens", url=address_of(listener), worker_id=settings.worker_id)
     async with AsyncExitStack() as stack:
-        if parts := await started(worker_parts(settings), stack, stop):
+        # A server closes its socket at the end; nobody who asks meanwhile is turned away.
+        async with serving(build_ops_app(starting_ops(settings, metrics), metrics), listener.dup()):
+            parts = await started(worker_parts(settings, metrics), stack, stop)
+        if parts:
             await _serve(settings, parts, listener, stop)
     _log.info("worker stopped")
 
@@ -45,7 +52,7 @@ async def run_worker(settings: Settings, listener: socket.socket) -> None:
 async def _serve(settings: Settings, parts: WorkerParts, listener: socket.socket, stop: asyncio.Event) -> None:
     app = build_ops_app(worker_ops(settings, parts), parts.metrics)
     async with serving(app, listener):
-        _log.info("worker health listens", url=address_of(listener), worker_id=settings.worker_id)
+        _log.info("worker started", worker_id=settings.worker_id)
         # Chat and text need no model of ours, so the worker starts at once; images wait for a child.
         children = asyncio.create_task(parts.vision.main.wait_ready())
         children.add_done_callback(lambda task: stop.set() if not task.cancelled() and task.exception() else None)

@@ -64,9 +64,8 @@ async def gateway_app(settings: Settings, keys: Keys) -> AsyncIterator[web.Appli
 
 
 @asynccontextmanager
-async def worker_parts(settings: Settings) -> AsyncIterator[WorkerParts]:
+async def worker_parts(settings: Settings, metrics: Metrics) -> AsyncIterator[WorkerParts]:
     """Everything of the worker, opened, with its children starting; closed in reverse order at the end."""
-    metrics = Metrics(ANALYSES)
     async with AsyncExitStack() as stack:
         queue = await stack.enter_async_context(_queue(settings, "worker"))
         traces = traces_of(settings)

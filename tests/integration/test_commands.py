@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +210,10 @@ def test_beyond_loopback_the_gateway_wants_a_secret(tmp_path: Path) -> None:
     assert "SUPABASE_JWT_SECRET" in shown.stderr
 
 
-def test_a_worker_that_still_measures_its_engines_stops_at_once(
+def test_a_worker_that_still_measures_its_engines_says_so_and_stops_at_once(
     database_url: str, yolo_weights: Path, tmp_path: Path
 ) -> None:
-    """That takes half a minute at the first start, longer than Docker waits before it kills."""
+    """That takes half a minute at the first start, longer than Docker waits before it kills, and probes for answers."""
     variables = {"DATABASE_URL": database_url, "YOLO_MODEL": str(yolo_weights), "WORKER_PORT": "0"}
     with subprocess.Popen(
         [sys.executable, "-m", "aiworker.cli", "worker"],
@@ -222,14 +224,30 @@ def test_a_worker_that_still_measures_its_engines_stops_at_once(
     ) as worker:
         assert worker.stderr is not None
         try:
+            listens = next(line for line in worker.stderr if "worker health listens" in line)
             assert any("inference child ready" in line for line in worker.stderr)
+            address = re.search(r"http://[0-9.:]+", listens)
+            assert address is not None
+            assert _asked(address[0], "/live") == (200, {"status": "alive"})
+            assert _asked(address[0], "/health") == (503, {"status": "unhealthy", "checks": {"inference": False}})
+            status, detailed = _asked(address[0], "/health/detailed")
+            assert (status, detailed["services"]) == (503, {"yolo": "starting"})
             worker.terminate()
             _, rest = worker.communicate(timeout=60)
         finally:
             worker.kill()
     assert worker.returncode == 0
     assert "measured" not in rest
-    assert "worker health listens" not in rest
+    assert "worker started" not in rest
+
+
+def _asked(address: str, path: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(f"{address}{path}", timeout=30) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
 
 
 @pytest.mark.parametrize(

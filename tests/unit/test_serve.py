@@ -14,12 +14,15 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NoReturn
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from aiworker.cli import processes, serve
-from aiworker.cli.serve import run, started
+from aiworker.cli.serve import address_of, listening_socket, run, serving, started
 from aiworker.domain.errors import ConfigurationError
 from aiworker.settings import Settings, load_settings
+from aiworker.telemetry.metrics import Metrics
 
 
 async def _services(error: Exception) -> None:
@@ -128,7 +131,7 @@ def test_pictures_that_are_gone_take_no_memory() -> None:
 async def test_a_hangup_while_a_worker_starts_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     during: list[object] = []
 
-    def parts(settings: Settings) -> NoReturn:
+    def parts(settings: Settings, metrics: Metrics) -> NoReturn:
         during.append(signal.getsignal(signal.SIGHUP))
         raise ConfigurationError("no further")
 
@@ -140,3 +143,29 @@ async def test_a_hangup_while_a_worker_starts_does_not_end_it(monkeypatch: pytes
     finally:
         signal.signal(signal.SIGHUP, before)
     assert during == [signal.SIG_IGN]
+
+
+async def test_who_asks_between_two_servers_of_one_socket_is_answered_by_the_second() -> None:
+    def app(name: str) -> web.Application:
+        async def answer(_request: web.Request) -> web.Response:
+            return web.Response(text=name)
+
+        application = web.Application()
+        application.router.add_get("/", answer)
+        return application
+
+    listener = listening_socket("127.0.0.1", 0, "PORT")
+    async with aiohttp.ClientSession() as session:
+
+        async def ask() -> str:
+            async with session.get(address_of(listener), timeout=aiohttp.ClientTimeout(total=60)) as answer:
+                return await answer.text()
+
+        async with serving(app("first"), listener.dup()):
+            assert await ask() == "first"
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        async with serving(app("second"), listener):
+            assert (await reader.read()).endswith(b"second")
+            assert await ask() == "second"
+        writer.close()
