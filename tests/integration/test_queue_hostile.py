@@ -167,6 +167,26 @@ async def test_a_follower_that_somebody_holds_has_its_result_later(queue: Postgr
     assert (await queue.status(held, None)).result == {"n": 1}
 
 
+async def test_a_large_result_reaches_many_followers_a_part_at_a_time(queue: PostgresQueue) -> None:
+    """Two thousand rows of 100 KB in one statement took longer than it may, so that the job itself never ended."""
+    result = {"text": "x" * 6_000_000}
+    ids = [(await queue.enqueue(new_job(type=SHARED))).job_id for _ in range(8)]
+    [leader] = await queue.claim("w", 5, LEASE_S, [SHARED])
+
+    async def completed() -> int:
+        return sum([(await queue.status(job_id, None)).status is JobStatus.COMPLETED for job_id in ids])
+
+    assert not await queue.finalise([(leader.lease, Completed(result, 60))])
+    assert await completed() == 1 + 3
+    assert not await queue.claim("w", 5, LEASE_S, [SHARED])
+    reached = []
+    while await completed() < len(ids):
+        await queue.rescue()
+        reached.append(await completed())
+    assert reached == [1 + 6, 8]
+    assert (await queue.status(ids[-1], None)).result == result
+
+
 async def test_who_waits_for_nobody_is_left_alone_while_somebody_asks_for_the_same(
     queue: PostgresQueue, client: Any
 ) -> None:

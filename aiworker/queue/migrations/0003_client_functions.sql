@@ -260,7 +260,7 @@ $$;
 -- begun have it, else the one of them with the most time left runs for the others, at the first one's place; as a suspect
 -- where the one before it was one and did not end by itself. (The first has the least time left: after a leader that used
 -- up its own, each would come too late to ask a model, one after the other.) One that somebody else holds is left to
--- `rescue_expired`: nobody waits here.
+-- `rescue_expired`, for nobody waits here; so are those beyond twenty megabytes of results, which would take seconds.
 create or replace function public.analysis_pass_on(p_cache_key text, p_result jsonb, p_suspect boolean default false)
 returns void
 language plpgsql
@@ -275,6 +275,7 @@ begin
      where f.ctid = any (array(
        select w.ctid from analysis_jobs w
         where w.cache_key = p_cache_key and not w.leads and w.line is not null and w.status = 'pending'
+        limit greatest(1, 20000000 / octet_length(p_result::text))
           for update skip locked));
     return;
   end if;
