@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from aiworker.cli.placement import placement_for
 from aiworker.domain.errors import WeightsUnavailable
 from aiworker.inference.devices import Machine
 from aiworker.inference.engines.exports import version
+from aiworker.inference.interface import Box
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.placement import Placement
 from aiworker.inference.profile import ENGINES, FALLBACK, Candidate, Measured, Profile, candidates, card_candidates
 from aiworker.inference.profiling import Sample, known_or_measured, measure_all, profile_file, read, serving, write
-from aiworker.inference.weights import resolve_weights
+from aiworker.inference.weights import edition_of, resolve_weights
 from aiworker.settings import Settings
 from aiworker.telemetry.logs import configure_logging, get_logger
 
@@ -28,11 +30,12 @@ _PIXELS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One spec for each child of the placement."""
+    """One spec for each child of the placement. `known` is what is on the sample picture, as in `PoolRules`."""
 
     specs: list[ChildSpec]
     placement: Placement
     why: str
+    known: Mapping[str, Sequence[Box]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +55,16 @@ async def plan_for(settings: Settings, weights: Path) -> Plan:
     if (engine := settings.inference_engine) != "auto":
         precision = settings.inference_precision if engine == "openvino" else "fp32"
         return _placed(replace(spec, engine=ENGINES[engine], precision=precision), placement, "INFERENCE_ENGINE")
+    # Before they are read: should they be replaced meanwhile, nobody knows what the new ones find.
+    edition = edition_of(spec.weights)
     ground = await asyncio.to_thread(_ground, settings, spec, machine, placement)
     profile = await known_or_measured(ground.file, spec, ground.choices, ground.sample, _report)
+    known = {edition: profile.on_sample}
     if (chosen := profile.chosen) is None:
-        return _placed(replace(spec, engine=ENGINES[FALLBACK]), placement, profile.why)
+        return _placed(replace(spec, engine=ENGINES[FALLBACK]), placement, profile.why, known)
     best = chosen.candidate
     _, placement = await asyncio.to_thread(_split_as, settings, best, placement)
-    return _placed(serving(spec, best), placement, profile.why)
+    return _placed(serving(spec, best), placement, profile.why, known)
 
 
 def foreseen(settings: Settings) -> tuple[Machine, Placement]:
@@ -126,9 +132,9 @@ def sample_picture() -> bytes:
     return files("aiworker.cli").joinpath("data/fruits.jpg").read_bytes()
 
 
-def _placed(spec: ChildSpec, placement: Placement, why: str) -> Plan:
+def _placed(spec: ChildSpec, placement: Placement, why: str, known: Mapping[str, Sequence[Box]] | None = None) -> Plan:
     specs = [replace(spec, device=child.device, threads=child.threads) for child in placement.children]
-    return Plan(specs, placement, why)
+    return Plan(specs, placement, why, known or {})
 
 
 def _spec(settings: Settings, weights: Path, device: str) -> ChildSpec:

@@ -42,6 +42,7 @@ async def vision_of(settings: Settings, metrics: Metrics, on_ollama_unloaded: Ca
         max_batch=min(plan.max_batch for plan in plan.placement.children),
         care=CareRules(budget_mb=plan.placement.budget_mb),
         canary=sample_picture(),
+        known=plan.known,
         times=settings.models_dir / "service-times.json",
         relief=_relief(settings, on_ollama_unloaded),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from typing import Any
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
 from aiworker.domain.errors import DeadlineExceeded, InferenceUnavailable
+from aiworker.inference.interface import Box
 from aiworker.inference.lanes.caretaker import Caretaker
 from aiworker.inference.lanes.driver import Driver
 from aiworker.inference.lanes.fleet import Fleet
 from aiworker.inference.lanes.lane import Lane, LanePolicy
 from aiworker.inference.lanes.reports import Reports
 from aiworker.inference.messages import ChildSpec
+from aiworker.inference.policy.canary import Canary
 from aiworker.inference.policy.care import CareRules
 from aiworker.inference.policy.supervision import LaneState
 from aiworker.telemetry.logs import get_logger
@@ -37,15 +39,17 @@ _CARE_AGAIN_S = 1.0
 class PoolRules:
     """At most `max_batch` pictures (1..64) are given to one child at a time.
 
-    `canary` is an encoded picture on which the weights find something; empty, children have no eye test. `times` is the
-    file that keeps what was learned about service times. `relief` is called, at most every `relief_s`, when not even
-    one picture finds memory: somebody else may be able to give some back.
+    `canary` is an encoded picture on which the weights find something; empty, children have no eye test. `known` is
+    what is on it, by `edition_of` the weights, where somebody knows. `times` is the file that keeps what was learned
+    about service times. `relief` is called, at most every `relief_s`, when not even one picture finds memory: somebody
+    else may be able to give some back.
     """
 
     max_batch: int = 8
     lane: LanePolicy = field(default_factory=LanePolicy)
     care: CareRules = field(default_factory=CareRules)
     canary: bytes = field(default=b"", repr=False)
+    known: Mapping[str, Sequence[Box]] = field(default_factory=dict)
     times: Path | None = None
     relief: Callable[[], Coroutine[Any, Any, None]] | None = None
     relief_s: float = 30.0
@@ -60,7 +64,7 @@ class InferencePool:
         rules = rules or PoolRules()
         reports = Reports(metrics or Metrics())
         self._specs = specs
-        self._driver = Driver(rules.max_batch, specs[0].image_size, rules.canary, reports)
+        self._driver = Driver(rules.max_batch, specs[0].image_size, Canary(rules.canary, rules.known), reports)
         self._driver.on_starved = self._starved
         self._rules = rules
         self._relief: asyncio.Task[None] | None = None
@@ -108,8 +112,8 @@ class InferencePool:
 
     @property
     def ready(self) -> bool:
-        """At least one child has the model loaded and warm."""
-        return any(lane.state is LaneState.READY for lane in self._fleet.lanes)
+        """At least one child has the model loaded and warm, and sees."""
+        return any(self._driver.serves(lane) for lane in self._fleet.lanes)
 
     async def wait_ready(self) -> None:
         """Raises InferenceUnavailable with the cause when every lane has given up."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aiworker.domain.detection import Detection, Detections
+from aiworker.inference.interface import Box
 
 ENGINES = {
     "torch": "aiworker.inference.engines.torch_engine:TorchEngine",
@@ -51,10 +52,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """All that was measured on this machine with these weights and packages, and when (seconds since 1970)."""
+    """All that was measured on this machine with these weights and packages, and when (seconds since 1970).
+
+    `on_sample` is what the engine that the others were held against found on the picture; empty where it did not work.
+    """
 
     measured: tuple[Measured, ...] = field(default=())
     measured_at: float = 0.0
+    on_sample: tuple[Box, ...] = ()
 
     @property
     def chosen(self) -> Measured | None:

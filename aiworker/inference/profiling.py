@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import orjson
 
@@ -18,6 +19,7 @@ from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
 from aiworker.domain.errors import WorkerError
 from aiworker.inference.engines.exports import checksum, version
+from aiworker.inference.interface import Box
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, PoolRules
 from aiworker.inference.profile import ENGINES, Candidate, Measured, Profile, agrees, has_drifted
@@ -82,7 +84,8 @@ async def measure_all(
     for candidate in choices:
         measured.append(await measure(spec, candidate, sample, reference))
         say(measured[-1])
-    return Profile(tuple(measured), time.time())
+    found = reference.items if reference else ()
+    return Profile(tuple(measured), time.time(), tuple((each.class_id, each.confidence, *each.box) for each in found))
 
 
 async def known_or_measured(
@@ -133,7 +136,8 @@ def read(file: Path) -> Profile | None:
     try:
         kept = orjson.loads(file.read_bytes())
         measured = tuple(Measured(**{**each, "candidate": Candidate(**each["candidate"])}) for each in kept["measured"])
-        return Profile(measured, float(kept["measured_at"]))
+        on_sample = tuple((int(kind), *map(float, rest)) for kind, *rest in kept["on_sample"])
+        return Profile(measured, float(kept["measured_at"]), cast("tuple[Box, ...]", on_sample))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -173,3 +173,12 @@ def _reason(error: Exception) -> str:
 
 def _silent(source: str, done: int, total: int) -> None:
     pass
+
+
+def edition_of(weights: str) -> str:
+    """Another one when the file has been replaced by one of the same name."""
+    try:
+        now = Path(weights).stat()
+    except (OSError, ValueError):
+        return weights
+    return f"{weights} {now.st_ino} {now.st_mtime_ns} {now.st_size}"

@@ -45,6 +45,7 @@ from aiworker.inference.policy.care import Care, CareRules
 from aiworker.inference.policy.supervision import RestartPolicy
 from aiworker.inference.pool import InferencePool, PoolRules
 from aiworker.inference.shelf import Further, ModelShelf
+from aiworker.inference.weights import edition_of
 from aiworker.telemetry.metrics import Metrics
 
 _LONG = 60.0
@@ -295,6 +296,21 @@ async def test_a_child_that_goes_blind_is_found_by_its_canary_and_replaced() -> 
         await _until(lambda: _pids(pool) not in ([], [blinded]) and pool.ready)
         assert "blind" in str(pool.snapshot()[0]["last_error"])
         assert len((await _detect(pool)).items) == 1
+
+
+async def test_a_child_that_is_blind_from_the_first_serves_nobody_where_it_is_known_what_is_to_be_seen() -> None:
+    known = {edition_of(""): ((7, 0.9, 0.0, 0.0, 30.0, 30.0),)}
+    pool = InferencePool(
+        [ChildSpec("", engine="fakes.fake_engine:BlindEngine")], PoolRules(lane=_QUICK, canary=picture(30), known=known)
+    )
+    await pool.start()
+    try:
+        with pytest.raises(InferenceUnavailable, match="blind"):
+            await pool.wait_ready()
+        with pytest.raises(InferenceUnavailable):
+            await _detect(pool)
+    finally:
+        await pool.stop()
 
 
 async def test_a_child_that_grew_is_replaced_by_a_warm_one_while_all_are_answered() -> None:

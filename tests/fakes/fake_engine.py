@@ -89,6 +89,11 @@ class BrokenEngine(FakeEngine):
         raise ValueError("these weights are not weights")
 
 
+class BlindEngine(FakeEngine):
+    def load(self) -> None:
+        self.blind = True
+
+
 class SlowToLoad(FakeEngine):
     def load(self) -> None:
         time.sleep(1.0)

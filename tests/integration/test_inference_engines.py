@@ -28,9 +28,11 @@ from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool
 from aiworker.inference.profile import Candidate, Measured, Profile
 from aiworker.inference.profiling import Sample, known_or_measured, profile_file
+from aiworker.inference.weights import edition_of
 from aiworker.settings import load_settings
 
 _LONG = 100.0
+_ORANGE = 49
 _FAMILIES = ("yolov8", "yolo11", "yolo26", "yolov8-seg")
 _ENGINES = {
     "onnx": "aiworker.inference.engines.onnx_engine:OnnxEngine",
@@ -187,6 +189,7 @@ async def test_what_is_fastest_is_measured_once(folder: Path, yolo_weights: Path
     assert profile.chosen.candidate not in broken
     served = [each for each in profile.measured if each.candidate not in broken]
     assert all(each.images_per_s > 0 and each.forward_ms > 0 and each.rss_mb > 50 for each in served)
+    assert {kind for kind, *_ in profile.on_sample} == {_ORANGE}
     said.clear()
     assert await known_or_measured(file, spec, choices, sample, said.append) == profile
     assert not said
@@ -198,13 +201,14 @@ async def test_the_worker_serves_with_what_was_chosen(
     best = Measured(Candidate("openvino", "fp32", 1, 1, pinned=True), images_per_s=9.0)
 
     async def known(*arguments: object) -> Profile:
-        return Profile((best,))
+        return Profile((best,), on_sample=((_ORANGE, 0.8, 0.0, 0.0, 9.0, 9.0),))
 
     monkeypatch.setattr("aiworker.cli.profiles.known_or_measured", known)
     plan = await plan_for(load_settings(inference_engine="auto", models_dir=tmp_path), yolo_weights)
     (spec,) = plan.specs
     assert (spec.engine, spec.threads, spec.pinned, spec.device) == (_ENGINES["openvino"], 1, True, "cpu")
     assert "9.0 images/s" in plan.why
+    assert plan.known == {edition_of(str(yolo_weights)): ((_ORANGE, 0.8, 0.0, 0.0, 9.0, 9.0),)}
     best = replace(best, fault="broken")
     fallen = await plan_for(load_settings(inference_engine="auto", models_dir=tmp_path), yolo_weights)
     assert {each.engine for each in fallen.specs} == {_ENGINES["torch"]}

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiworker.inference.interface import Box
 from aiworker.inference.lanes.watch import Look, Patience, Watch, look_at
 from aiworker.inference.policy.canary import Canary
 from aiworker.inference.policy.care import Care, CareRules, Condition, Need
@@ -77,17 +78,54 @@ def test_eyes_are_tested_at_intervals() -> None:
 _THINGS = ((7, 0.9, 0.0, 0.0, 10.0, 10.0), (8, 0.8, 20.0, 20.0, 30.0, 30.0), (9, 0.3, 5.0, 5.0, 6.0, 6.0))
 
 
+def _moved(by: int) -> tuple[Box, ...]:
+    return tuple((kind, conf, x1 + by, y1 + by, x2 + by, y2 + by) for kind, conf, x1, y1, x2, y2 in _THINGS)
+
+
 def test_a_child_is_blind_when_it_misses_most_of_what_another_was_sure_of() -> None:
     canary = Canary(b"")
-    assert canary.sees("weights", _THINGS)
-    assert canary.sees("weights", _THINGS[:1]), "half is enough: engines differ"
-    moved = tuple((kind, conf, x1 + 1, y1 + 1, x2 + 1, y2 + 1) for kind, conf, x1, y1, x2, y2 in _THINGS)
-    assert canary.sees("weights", moved)
-    assert not canary.sees("weights", ())
-    assert not canary.sees("weights", [(kind + 1, *rest) for kind, *rest in _THINGS])  # type: ignore[misc]
-    assert canary.sees("other weights", ())
-    assert canary.sees("other weights", _THINGS), "the first that sees anything sets the mark"
-    assert not canary.sees("other weights", ())
+    assert canary.sees("weights", "0.1", _THINGS)
+    assert canary.sees("weights", "1.1", _THINGS[:1]), "half is enough: engines differ"
+    assert canary.sees("weights", "0.1", _moved(1))
+    assert not canary.sees("weights", "1.1", ())
+    assert not canary.sees("weights", "1.2", [(kind + 1, *rest) for kind, *rest in _THINGS])  # type: ignore[misc]
+    assert canary.sees("other weights", "0.1", ())
+    assert canary.sees("other weights", "1.1", _THINGS), "the first that sees anything sets the mark"
+    assert not canary.sees("other weights", "0.1", ())
+
+
+def test_what_is_known_finds_a_child_that_is_blind_from_the_first() -> None:
+    canary = Canary(b"", {"weights": _THINGS, "finds nothing": ()})
+    assert not canary.sees("weights", "0.1", ())
+    assert not canary.sees("weights", "0.2", _moved(100))
+    assert not canary.sees("weights", "0.3", _moved(100)), "however often"
+    assert canary.sees("weights", "0.4", _moved(1))
+    assert canary.sees("finds nothing", "0.1", ())
+
+
+def test_one_that_saw_what_is_not_there_is_outvoted_by_the_next_two() -> None:
+    canary = Canary(b"")
+    assert canary.sees("weights", "0.1", _moved(100))
+    assert not canary.sees("weights", "1.1", _THINGS), "nobody can tell who is right"
+    assert canary.sees("weights", "1.2", _THINGS)
+    assert not canary.sees("weights", "0.1", _moved(100))
+    assert canary.sees("weights", "0.2", _THINGS)
+
+
+@given(st.lists(st.sampled_from([(), _THINGS, _moved(100)]), max_size=20))
+def test_what_two_children_found_is_moved_by_nobody(others: list[tuple[Box, ...]]) -> None:
+    canary = Canary(b"")
+    assert all(canary.sees("weights", f"{lane}.1", _THINGS) for lane in (0, 1))
+    for life, boxes in enumerate(others, 2):
+        assert canary.sees("weights", f"2.{life}", boxes) == (boxes == _THINGS)
+
+
+@given(st.lists(st.just(()), max_size=20))
+def test_the_blind_outvote_nobody(blind: list[tuple[Box, ...]]) -> None:
+    canary = Canary(b"")
+    assert canary.sees("weights", "0.1", _THINGS)
+    assert not any(canary.sees("weights", f"1.{life}", boxes) for life, boxes in enumerate(blind))
+    assert canary.sees("weights", "0.1", _THINGS)
 
 
 _PATIENCE = Patience(stopped_s=0.5, hung_s=10.0, stall_s=30.0, ping_s=5.0)

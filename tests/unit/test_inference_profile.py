@@ -105,13 +105,18 @@ def test_drift_is_a_lasting_change_and_no_hiccup() -> None:
 
 
 def test_a_profile_is_read_back_and_a_broken_one_is_none(tmp_path: Path) -> None:
-    profile = Profile((_measured(20), _measured(0, fault="no")), measured_at=1.5)
+    profile = Profile((_measured(20), _measured(0, fault="no")), 1.5, ((7, 0.5, 0.0, 1.0, 2.0, 3.5),))
     file = tmp_path / "profiles" / "one.json"
     assert read(file) is None
     write(file, profile)
     assert read(file) == profile
     assert [each.name for each in file.parent.iterdir()] == ["one.json"]
-    for damage in (b"{", b"[]", b'{"measured": [{"candidate": {}}], "measured_at": 1}'):
+    for damage in (
+        b"{",
+        b"[]",
+        b'{"measured": [{"candidate": {}}], "measured_at": 1}',
+        b'{"measured": [], "measured_at": 1}',
+    ):
         file.write_bytes(damage)
         assert read(file) is None
 

@@ -37,21 +37,22 @@ _CHANGES = BatchDone | OutOfMemory | ItemFailed
 
 
 class Driver:
-    """`image_size` is what the model takes, for grouping by shape; an empty `canary` means no eye tests.
+    """`image_size` is what the model takes, for grouping by shape; without an image in `canary` there are no eye tests.
 
     `on_proved` is called when a child is ready and, where there are eye tests, has passed one; `on_starved` when not
     even one picture found memory.
     """
 
-    def __init__(self, max_batch: int, image_size: int, canary: bytes, reports: Reports) -> None:
+    def __init__(self, max_batch: int, image_size: int, canary: Canary, reports: Reports) -> None:
         self.scheduler = Scheduler(min(max_batch, MAX_BATCH))
         self.requests = Requests()
         self._image_size = image_size
-        self._canary = Canary(canary)
-        self._canary_shape = letterboxed(canary, image_size)
+        self._canary = canary
+        self._canary_shape = letterboxed(canary.image, image_size)
         self._reports = reports
         self._lanes: dict[int, Lane] = {}
         self._seen_at: dict[int, float] = {}
+        self._proved: set[int] = set()
         self.on_proved: Callable[[Lane], None] = lambda lane: None
         self.on_starved: Callable[[], None] = lambda: None
         self._kicked = False
@@ -85,7 +86,7 @@ class Driver:
         if self._canary.image:
             self.test_eyes(lane)
         else:
-            self.on_proved(lane)
+            self._prove(lane)
         self._step()
 
     def lane_said(self, lane: Lane, messages: list[FromChild]) -> None:
@@ -103,6 +104,7 @@ class Driver:
     def lane_lost(self, lane: Lane) -> None:
         """What its child had goes to another lane now."""
         self._lanes.pop(lane.index, None)
+        self._proved.discard(lane.index)
         killers = self.scheduler.lane_down(lane.index)
         self._reports.taken_out("kills_child", len(killers))
         self.requests.reject(killers, ImageKillsChild, "every child that took it died, the last one with nothing else")
@@ -128,6 +130,10 @@ class Driver:
     def seen_s(self, lane: Lane, now: float) -> float:
         """How long ago the child passed an eye test; 0 without one."""
         return now - self._seen_at[lane.index] if self._canary.image else 0.0
+
+    def serves(self, lane: Lane) -> bool:
+        """Its child is ready and has passed an eye test, where there are any."""
+        return lane.index in self._proved
 
     def kick(self) -> None:
         """Decides soon: what arrives together is decided together."""
@@ -165,16 +171,20 @@ class Driver:
                 return False
 
     def _detected(self, lane: Lane, result: ItemDetected, now: float) -> bool:
-        if result.item == _CANARY and not self._canary.sees(lane.edition, result.boxes):
+        if result.item == _CANARY and not self._canary.sees(lane.edition, lane.life, result.boxes):
             lane.condemn("blind: it does not find what is on the canary picture")
             return True
         lane.answered()
         if result.item == _CANARY:
             self._seen_at[lane.index] = now
-            self.on_proved(lane)
+            self._prove(lane)
         elif lane.ready is not None:
             self.requests.detected(result, lane.ready, lane.model)
         return True
+
+    def _prove(self, lane: Lane) -> None:
+        self._proved.add(lane.index)
+        self.on_proved(lane)
 
     def _failed(self, lane: Lane, failure: ItemFailed) -> bool:
         lane.answered()

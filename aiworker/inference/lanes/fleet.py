@@ -95,7 +95,7 @@ class Fleet:
         self._on_change()
 
     def _proved(self, lane: Lane) -> None:
-        """A spare that can see takes over."""
+        """Of those who can see, a spare takes over."""
         if (waiting := self._spares.pop(lane.index, None)) is not None:
             old, done = waiting
             self._leaving.add(old.index)
@@ -103,7 +103,7 @@ class Fleet:
                 self._drop(old)
             if not done.done():
                 done.set_result(None)
-            self._on_change()
+        self._on_change()
 
     def lane_said(self, lane: Lane, messages: list[FromChild]) -> None:
         self._driver.lane_said(lane, messages)

@@ -12,6 +12,7 @@ from aiworker.inference.lanes.process import ChildProcess
 from aiworker.inference.lanes.watch import Patience, Watch, look_at
 from aiworker.inference.messages import ChildSpec, FromChild, FromParent, Message, Ready, StartFailed
 from aiworker.inference.policy.supervision import LaneState, RestartBackoff, RestartPolicy
+from aiworker.inference.weights import edition_of
 from aiworker.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -63,6 +64,11 @@ class Lane:
         self._watch = Watch(policy.patience, time.monotonic())
         self._ready_at: float | None = None
         self._verdict: asyncio.Future[str | None] | None = None
+
+    @property
+    def life(self) -> str:
+        """Another one for each child."""
+        return f"{self.index}.{self.lives}"
 
     @property
     def pid(self) -> int | None:
@@ -127,7 +133,7 @@ class Lane:
         if not self._backoff.gave_up:
             self.state = LaneState.STARTING
         self._verdict = verdict = asyncio.get_running_loop().create_future()
-        self.edition = _edition_of(self.spec.weights)
+        self.edition = edition_of(self.spec.weights)
         child = await ChildProcess.spawn(self.spec, self._hear)
         self._child, self._watch = child, Watch(self._policy.patience, time.monotonic())
         try:
@@ -189,12 +195,3 @@ class Lane:
         self.state = LaneState.FAILED if self._backoff.gave_up else LaneState.DEAD
         self._events.lane_lost(self)
         return delay
-
-
-def _edition_of(weights: str) -> str:
-    """Another one when the file has been replaced by one of the same name."""
-    try:
-        now = Path(weights).stat()
-    except (OSError, ValueError):
-        return weights
-    return f"{weights} {now.st_ino} {now.st_mtime_ns} {now.st_size}"
