@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -198,3 +200,29 @@ def test_what_is_no_plain_jpeg_is_left_to_the_cores() -> None:
 @given(st.binary(max_size=200))
 def test_a_broken_header_is_never_an_error(tail: bytes) -> None:
     plain_jpeg(b"\xff\xd8" + tail + b"\xff\xd9", _LIMIT)
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from aiworker.inference.child.decode import decode
+
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+
+image = sys.stdin.buffer.read()
+decode(image[: int(sys.argv[1])], 10**8)
+before = peak()
+print((peak() - before, decode(image[int(sys.argv[1]) :], 10**8).pixels.nbytes, peak() - before)[1:])
+"""
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_large_picture_is_not_held_many_times(kind: str) -> None:
+    small, large = _saved(_gradient(), kind), _saved(Image.new("RGB", (4000, 4000)), kind)
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(len(small))], input=small + large, capture_output=True, check=True, timeout=60
+    )
+    pixels, grown = map(int, done.stdout.decode().strip("()\n").split(","))
+    assert pixels == 4000 * 4000 * 3
+    assert grown < 4.5 * pixels
