@@ -118,6 +118,19 @@ async def test_detections_are_those_of_ultralytics(
     assert rss_mb < (1000 if engine == "torch" else 400)
 
 
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+async def test_a_child_stays_small_through_all_shapes(reference: dict[str, Any], folder: Path, engine: str) -> None:
+    """Whatever the library keeps for each of them; YOLO11 takes most."""
+    family = reference["families"].get("yolo11") or reference["families"]["yolov8"]
+    for number, side in enumerate(range(32, 672, 32)):
+        Image.new("RGB", (640, side)).save(folder / f"shape{number}.jpg")
+        Image.new("RGB", (side, 640)).save(folder / f"shape{number}t.jpg")
+    shapes = [str(each) for each in sorted(folder.glob("shape*.jpg"))]
+    spec = ChildSpec(family["weights"], _ENGINES[engine], "cpu", threads=1, confidence=0.25, cache_dir=str(folder))
+    _, _, rss_mb = await _detect(spec, shapes)
+    assert rss_mb < 400
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 async def test_no_engine_costs_average_precision(reference: dict[str, Any], folder: Path, precision: str) -> None:
     """On the photos that come with their truth; whatever single boxes do."""

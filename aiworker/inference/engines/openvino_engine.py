@@ -10,6 +10,9 @@ from openvino.preprocess import PrePostProcessor
 
 from aiworker.inference.engines.exported import ExportedEngine, Forward
 
+_KEPT_STEPS = 1000
+"""Compiled steps of the network, of all shapes together: of those last seen, as photos come. OpenVINO by itself keeps
+every shape that there is, and a child then takes up to 500 MB."""
 _PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
 
 
@@ -30,6 +33,7 @@ class OpenVinoEngine(ExportedEngine):
             "INFERENCE_PRECISION_HINT": _PRECISIONS[self._spec.precision],
             "INFERENCE_NUM_THREADS": self._spec.threads,
             "ENABLE_CPU_PINNING": self._spec.pinned,
+            "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_STEPS,
         }
         request = core.compile_model(_taking_pixels(core.read_model(file)), "CPU", config).create_infer_request()
         return lambda batch: [*request.infer({0: batch}, share_inputs=True, share_outputs=True).values()]
