@@ -16,6 +16,7 @@ from aiworker.analyses.registry import ANALYSES
 from aiworker.cli.embedded_postgres import EmbeddedPostgres
 from aiworker.cli.keys import is_loopback
 from aiworker.cli.placement import placement_for
+from aiworker.cli.profiles import missing_packages
 from aiworker.cli.stack import STATE_DIR
 from aiworker.cli.wiring import local_only_types
 from aiworker.domain.deadline import Deadline
@@ -169,7 +170,7 @@ def _weights(name: str, model: str, settings: Settings) -> Finding:
     return Finding(name, Verdict.OK, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-async def _check_engine(_settings: Settings) -> list[Finding]:
+async def _check_engine(settings: Settings) -> list[Finding]:
     # In a process of its own, as the children are: importing torch costs this one hundreds of megabytes.
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _ENGINE_VERSIONS),
@@ -187,7 +188,11 @@ async def _check_engine(_settings: Settings) -> list[Finding]:
     if process.returncode != 0:
         last = errors.decode(errors="replace").strip().splitlines()[-1:]
         return [Finding("engine", Verdict.FAIL, " ".join(last), "run `make setup`")]
-    return [Finding("engine", Verdict.OK, output.decode().strip())]
+    found = output.decode().strip()
+    if missing := missing_packages(settings.inference_engine):
+        found += f"; INFERENCE_ENGINE is {settings.inference_engine}, but {missing} is not installed"
+        return [Finding("engine", Verdict.FAIL, found, "run `make setup`, or set INFERENCE_ENGINE=auto")]
+    return [Finding("engine", Verdict.OK, found)]
 
 
 async def _check_gpu(settings: Settings) -> list[Finding]:

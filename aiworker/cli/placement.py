@@ -8,8 +8,10 @@ import httpx
 import ollama
 from rich.table import Table
 
+from aiworker.domain.errors import ConfigurationError
 from aiworker.inference.devices import Machine, OllamaShare, read_machine
 from aiworker.inference.placement import Placement, Wishes, place
+from aiworker.inference.profile import ON_CARDS, ON_CPUS
 from aiworker.settings import Settings
 
 _OLLAMA_TIMEOUT_S = 2.0
@@ -25,14 +27,30 @@ def placement_for(settings: Settings, *, processes: int = 0, threads: int = 0) -
     machine = read_machine(_ollama_share(settings.ollama_url) if beside and settings.ollama_url else None)
     wishes = Wishes(
         budget_mb=settings.memory_budget_mb,
-        device=settings.inference_device,
+        device=_device_for(settings),
         processes=settings.inference_processes or processes,
         threads=settings.inference_threads or threads,
         max_batch=settings.inference_max_batch,
         shares_with_ollama=beside,
         further_mb=settings.yolo_more_models_mb if settings.yolo_more_models else 0,
     )
-    return machine, place(machine, wishes)
+    placement = place(machine, wishes)
+    if settings.inference_engine in ON_CARDS and placement.children[0].device == "cpu":
+        why = "INFERENCE_DEVICE is cpu" if wishes.device == "cpu" else placement.notes[-1]
+        raise ConfigurationError(f"INFERENCE_ENGINE is {settings.inference_engine}, which needs a GPU, but {why}")
+    return machine, placement
+
+
+def _device_for(settings: Settings) -> str:
+    """An engine that the operator has chosen may be for one kind of device only."""
+    if settings.inference_engine not in ON_CPUS:
+        return settings.inference_device
+    if settings.inference_device.startswith("cuda"):
+        raise ConfigurationError(
+            f"INFERENCE_DEVICE is {settings.inference_device}, but INFERENCE_ENGINE is {settings.inference_engine}, "
+            "which serves CPUs here"
+        )
+    return "cpu"
 
 
 def ollama_is_here(url: str | None) -> bool:

@@ -12,13 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 from aiworker.cli.placement import placement_for
-from aiworker.domain.errors import WeightsUnavailable
+from aiworker.domain.errors import ConfigurationError, WeightsUnavailable
 from aiworker.inference.devices import Machine
 from aiworker.inference.engines.exports import version
 from aiworker.inference.interface import Box
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.placement import Placement
-from aiworker.inference.profile import ENGINES, FALLBACK, Candidate, Measured, Profile, candidates, card_candidates
+from aiworker.inference.profile import (
+    ENGINES,
+    FALLBACK,
+    PACKAGES,
+    Candidate,
+    Measured,
+    Profile,
+    candidates,
+    card_candidates,
+)
 from aiworker.inference.profiling import Sample, known_or_measured, measure_all, profile_file, read, serving, write
 from aiworker.inference.weights import edition_of, resolve_weights
 from aiworker.settings import Settings
@@ -53,6 +62,8 @@ async def plan_for(settings: Settings, weights: Path) -> Plan:
     machine, placement = await asyncio.to_thread(placement_for, settings)
     spec = _spec(settings, weights, placement.children[0].device)
     if (engine := settings.inference_engine) != "auto":
+        if missing := missing_packages(engine):
+            raise ConfigurationError(f"INFERENCE_ENGINE is {engine}, but {missing} is not installed")
         precision = settings.inference_precision if engine == "openvino" else "fp32"
         return _placed(replace(spec, engine=ENGINES[engine], precision=precision), placement, "INFERENCE_ENGINE")
     # Before they are read: should they be replaced meanwhile, nobody knows what the new ones find.
@@ -65,6 +76,11 @@ async def plan_for(settings: Settings, weights: Path) -> Plan:
     best = chosen.candidate
     _, placement = await asyncio.to_thread(_split_as, settings, best, placement)
     return _placed(serving(spec, best), placement, profile.why, known)
+
+
+def missing_packages(engine: str) -> str:
+    """What the engine takes and is not installed; empty when nothing is missing."""
+    return " and ".join(package for package in PACKAGES.get(engine, ()) if not version(package))
 
 
 def foreseen(settings: Settings) -> tuple[Machine, Placement]:
@@ -164,7 +180,7 @@ def _ground(settings: Settings, spec: ChildSpec, machine: Machine, placement: Pl
             processes=-(-settings.inference_processes // cards),
             threads=settings.inference_threads,
         )
-    choices = [each for each in every if each.engine.startswith(FALLBACK) or version(each.engine)]
+    choices = [each for each in every if not missing_packages(each.engine)]
     sample = Sample(sample_picture(), max_batch=placement.children[0].max_batch)
     return _Ground(spec, choices, sample, profile_file(_cache_dir(settings), spec, choices, card))
 

@@ -15,6 +15,12 @@ ENGINES = {
     "onnx": "aiworker.inference.engines.onnx_engine:OnnxEngine",
     "tensorrt": "aiworker.inference.engines.torch_engine:TensorRtEngine",
 }
+PACKAGES = {"openvino": ("onnx", "openvino"), "onnx": ("onnx", "onnxruntime"), "tensorrt": ("tensorrt",)}
+"""What an engine takes beside torch, which is always there: to run, and to make what it runs."""
+EXPORTS = {"openvino": "onnx", "onnx": "onnx", "tensorrt": "tensorrt"}
+"""The format that an engine reads, where that is not the checkpoint."""
+ON_CPUS, ON_CARDS = ("openvino", "onnx"), ("torch-graph", "tensorrt")
+"""Engines that are for one kind of device only."""
 _NEAR = 0.95
 _MOST_PROCESSES = 4
 _MOST_ON_A_CARD = 8

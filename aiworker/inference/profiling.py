@@ -18,11 +18,11 @@ import orjson
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
 from aiworker.domain.errors import WorkerError
-from aiworker.inference.engines.exports import checksum, version
+from aiworker.inference.engines.exports import ExportFailed, checksum, version
 from aiworker.inference.interface import Box
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.pool import InferencePool, PoolRules
-from aiworker.inference.profile import ENGINES, Candidate, Measured, Profile, agrees, has_drifted
+from aiworker.inference.profile import ENGINES, EXPORTS, Candidate, Measured, Profile, agrees, has_drifted
 from aiworker.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -75,14 +75,24 @@ async def measure(spec: ChildSpec, candidate: Candidate, sample: Sample, referen
 async def measure_all(
     spec: ChildSpec, choices: Sequence[Candidate], sample: Sample, say: Said = lambda measured: None
 ) -> Profile:
-    """One candidate after the other. The first whose engine works is the reference that the others must agree with."""
+    """One candidate after the other. The first whose engine works is the reference that the others must agree with.
+
+    An export that could not be made for one of them is not tried again for the others.
+    """
     measured: list[Measured] = []
     reference = await _reference(spec, sample)
     if reference is None and spec.device == "cpu":
         # The others are exported from torch: when it cannot load the weights, once is enough to say why.
         choices = choices[:1]
+    unexported: dict[str, str] = {}
     for candidate in choices:
-        measured.append(await measure(spec, candidate, sample, reference))
+        kind = EXPORTS.get(candidate.engine, "")
+        if kind in unexported:
+            measured.append(Measured(candidate, fault=unexported[kind]))
+        else:
+            measured.append(await measure(spec, candidate, sample, reference))
+        if _is_unexported(measured[-1]):
+            unexported[kind] = measured[-1].fault
         say(measured[-1])
     found = reference.items if reference else ()
     return Profile(tuple(measured), time.time(), tuple((each.class_id, each.confidence, *each.box) for each in found))
@@ -93,7 +103,8 @@ async def known_or_measured(
 ) -> Profile:
     """The profile in `file`; measured, and kept there, when there is none or the old one holds no more.
 
-    One that is older than a week is held against a short run of its own choice.
+    One that is older than a week is held against a short run of its own choice, and one in which an export was missing
+    against another try to make it.
     """
     kept = read(file)
     if kept is not None and not await _has_aged(kept, spec, sample):
@@ -191,10 +202,19 @@ async def _has_aged(profile: Profile, spec: ChildSpec, sample: Sample) -> bool:
     if (chosen := profile.chosen) is None:
         # What kept every candidate from working may have passed.
         return True
+    without_export = next((each.candidate for each in profile.measured if _is_unexported(each)), None)
+    # Not on a card: TensorRT takes minutes to fail.
+    if without_export is not None and spec.device == "cpu":
+        # A disk that was full chose among the rest.
+        return not (await measure(spec, without_export, sample, None)).fault
     if time.time() - profile.measured_at < _CHECK_AGE_S:
         return False
     now = await measure(spec, chosen.candidate, sample, None)
     return bool(now.fault) or has_drifted(chosen.forward_ms, [now.forward_ms])
+
+
+def _is_unexported(measured: Measured) -> bool:
+    return ExportFailed.__name__ in measured.fault
 
 
 def _processor() -> str:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from aiworker.cli import profiles
+from aiworker.cli import doctor, profiles
+from aiworker.cli import placement as placing
+from aiworker.cli.placement import placement_for
+from aiworker.domain.errors import ConfigurationError
 from aiworker.inference.devices import Gpu, Machine
 from aiworker.inference.messages import ChildSpec
 from aiworker.inference.placement import Placement, Wishes, place
@@ -76,3 +79,54 @@ def test_the_placement_that_is_shown_is_the_one_that_was_measured_best(
     assert "measures engines" in before.notes[-1]
     assert [(child.device, child.threads) for child in after.children] == [("cpu", 2)] * 2
     assert after.notes[-1] == "measured here: openvino, fp32, 2 x 2; the fastest: 25.0 images/s"
+
+
+@pytest.mark.parametrize(
+    ("missing", "measured", "refused"),
+    [
+        ("onnx", {"torch"}, {"onnx", "openvino"}),
+        ("onnxruntime", {"torch", "openvino"}, {"onnx"}),
+        ("openvino", {"torch", "onnx"}, {"openvino"}),
+    ],
+)
+async def test_an_engine_whose_packages_are_missing_is_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, measured: set[str], refused: set[str]
+) -> None:
+    asked: list[Candidate] = []
+
+    async def measure(file: Path, spec: ChildSpec, choices: Sequence[Candidate], *rest: object) -> Profile:
+        asked.extend(choices)
+        return Profile()
+
+    monkeypatch.setattr(profiles, "known_or_measured", measure)
+    monkeypatch.setattr(profiles, "version", lambda package: "" if package == missing else "1.0")
+    weights = tmp_path / "a.pt"
+    weights.write_bytes(b"numbers")
+    settings = load_settings(inference_engine="auto", inference_device="cpu", models_dir=tmp_path)
+    await profiles.plan_for(settings, weights)
+    assert {each.engine for each in asked} == measured
+    for engine in ("torch", "onnx", "openvino"):
+        settings = load_settings(inference_engine=engine, inference_device="cpu", models_dir=tmp_path)
+        (finding,) = await doctor._check_engine(settings)
+        if engine in refused:
+            with pytest.raises(ConfigurationError, match=f"INFERENCE_ENGINE is {engine}, but {missing} is not"):
+                await profiles.plan_for(settings, weights)
+            assert (finding.verdict, missing in finding.found) == (doctor.Verdict.FAIL, True)
+        else:
+            await profiles.plan_for(settings, weights)
+            assert finding.verdict is doctor.Verdict.OK
+
+
+def test_an_engine_that_is_for_one_kind_of_device_is_placed_there_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = _CARDS
+    monkeypatch.setattr(placing, "read_machine", lambda ollama: machine)
+    for engine, device in (("auto", "cuda:0"), ("torch", "cuda:0"), ("tensorrt", "cuda:0"), ("onnx", "cpu")):
+        _, placement = placement_for(load_settings(inference_engine=engine))
+        assert {child.device for child in placement.children} == {device}, engine
+    with pytest.raises(ConfigurationError, match="INFERENCE_ENGINE is openvino, which serves CPUs"):
+        placement_for(load_settings(inference_engine="openvino", inference_device="cuda"))
+    with pytest.raises(ConfigurationError, match="needs a GPU, but INFERENCE_DEVICE is cpu"):
+        placement_for(load_settings(inference_engine="torch-graph", inference_device="cpu"))
+    machine = Machine(8, 32_000.0, 30_000.0)
+    with pytest.raises(ConfigurationError, match="needs a GPU, but no GPU: NVML finds none"):
+        placement_for(load_settings(inference_engine="tensorrt"))

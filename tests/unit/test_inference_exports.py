@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aiworker.inference.engines import exports
-from aiworker.inference.engines.exports import ensure_export, export_folder, write_head
+from aiworker.inference.engines.exports import ExportFailed, ensure_export, export_folder, write_head
 from aiworker.inference.engines.heads import Head
 
 _HEAD = Head({0: "maçã", 7: "pão"}, "detect", (8, 16, 32), bins=16, end_to_end=False)
@@ -93,3 +93,10 @@ def test_the_same_weights_elsewhere_have_the_same_export(weights: Path, tmp_path
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
         ensure_export(str(tmp_path / "gone.pt"), "onnx")
+
+
+def test_a_place_that_cannot_be_written_is_named(weights: Path, made: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportFailed, match=r"no place for the export to onnx: .*file"):
+        ensure_export(str(weights), "onnx", str(tmp_path / "file"))
+    assert not made

@@ -179,6 +179,40 @@ async def test_weights_that_torch_cannot_load_are_tried_once_and_that_is_not_kep
     assert [each.engine for each in tried] == ["torch", "torch"]
 
 
+async def test_an_export_that_failed_is_tried_once_and_again_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    disk_is_full = True
+
+    async def reference(*arguments: object) -> Detections:
+        return Detections((), 1, 1, "torch", "w", 1.0, 1)
+
+    async def measured(spec: ChildSpec, candidate: Candidate, *arguments: object) -> Measured:
+        tried.append(candidate.engine)
+        fails = disk_is_full and candidate.engine != "torch"
+        fault = "inference_unavailable: ExportFailed: No space left on device" if fails else ""
+        return Measured(candidate, images_per_s=1.0 if candidate.engine == "torch" else 2.0, fault=fault)
+
+    monkeypatch.setattr(profiling, "_reference", reference)
+    monkeypatch.setattr(profiling, "measure", measured)
+
+    async def start() -> str:
+        tried.clear()
+        found = await known_or_measured(
+            tmp_path / "one.json", ChildSpec("w.pt", device="cpu"), candidates(1), Sample(b"")
+        )
+        assert [each.candidate for each in found.measured] == candidates(1)
+        assert found.chosen is not None
+        return found.chosen.candidate.engine
+
+    assert (await start(), tried) == ("torch", ["torch", "onnx"])
+    assert (await start(), tried) == ("torch", ["onnx"]), "still full: what is known holds"
+    disk_is_full = False
+    assert (await start(), tried) == ("onnx", ["onnx", "torch", "onnx", "openvino", "openvino"])
+    assert (await start(), tried) == ("onnx", [])
+
+
 class _FailsUnderLoad:
     """One picture is answered, several at a time are not."""
 

@@ -59,15 +59,23 @@ def ensure_export(weights: str, kind: str, cache_dir: str = "", *, timeout_s: fl
         raise FileNotFoundError(f"no weights at {weights}")
     folder = export_folder(source, kind, cache_dir)
     if (head := _read_head(folder)) is None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.with_suffix(".lock")):
-            if (head := _read_head(folder)) is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                _make(source, kind, folder, timeout_s)
-                head = _read_head(folder)
+        try:
+            head = _made_by_one(source, kind, folder, timeout_s)
+        except OSError as error:
+            raise ExportFailed(f"no place for the export to {kind}: {error}") from None
     if head is None:
         raise ExportFailed(f"the export in {folder} is damaged as soon as it is made")
     return Export(folder, head)
+
+
+def _made_by_one(source: Path, kind: str, folder: Path, timeout_s: float) -> Head | None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.with_suffix(".lock")):
+        if (head := _read_head(folder)) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            _make(source, kind, folder, timeout_s)
+            head = _read_head(folder)
+    return head
 
 
 def export_folder(weights: Path, kind: str, cache_dir: str = "") -> Path:
