@@ -17,10 +17,12 @@ import psutil
 import pytest
 from fakes.fake_engine import (
     BLINDS,
+    BREAKS,
     GROWS,
     HANGS,
     KILLS_CHILD,
     NO_MEMORY,
+    PASS_FAILS,
     SEGFAULTS,
     SLOW,
     SPINS,
@@ -158,6 +160,29 @@ async def test_a_hung_child_is_replaced_and_a_slow_one_is_waited_for() -> None:
             await hangs
         causes = {str(entry["last_error"]).partition(":")[0] for entry in pool.snapshot() if entry["last_error"]}
         assert causes == {"hung"}
+
+
+async def test_a_child_whose_engine_fails_for_good_is_replaced_and_loses_no_picture() -> None:
+    """Neither those that it is given, nor others; only the one that breaks every child is refused."""
+    async with _pool(processes=2) as pool:
+        await _until(lambda: _all_ready(pool))
+        breaks = _detect(pool, BREAKS)
+        good = [_detect(pool) for _ in range(30)]
+        with pytest.raises(InferenceUnavailable, match="RuntimeError"):
+            await breaks
+        assert [answer.height for answer in await asyncio.gather(*good)] == [20] * 30
+        assert [answer.height for answer in await asyncio.gather(*(_detect(pool) for _ in range(9)))] == [20] * 9
+        causes = {entry["last_error"] for entry in pool.snapshot() if entry["last_error"]}
+        assert causes == {"its engine fails: RuntimeError"}
+
+
+async def test_a_picture_on_which_each_engine_fails_harms_no_other() -> None:
+    async with _pool(processes=2) as pool:
+        await _until(lambda: _all_ready(pool))
+        fails, good = _detect(pool, PASS_FAILS), [_detect(pool) for _ in range(20)]
+        with pytest.raises(InferenceUnavailable, match="RuntimeError"):
+            await fails
+        assert [answer.height for answer in await asyncio.gather(*good)] == [20] * 20
 
 
 async def test_a_bad_picture_among_good_ones_harms_only_itself() -> None:

@@ -27,6 +27,7 @@ SEGFAULTS = 70
 NO_MEMORY = 71
 BLINDS = 72
 GROWS = 73
+BREAKS = 76
 HANGS = 74
 SPINS = 75
 
@@ -44,7 +45,7 @@ class FakeEngine:
     names: Mapping[int, str] = {7: "thing"}
 
     def __init__(self, spec: ChildSpec) -> None:
-        self.blind = False
+        self.blind = self.broken = False
         self.grown: list[bytes] = []
 
     def load(self) -> None:
@@ -74,6 +75,9 @@ class FakeEngine:
             raise MemoryError
         if GROWS in heights:
             self.grown.append(b"x" * (100 << 20))
+        self.broken = self.broken or BREAKS in heights
+        if self.broken:
+            raise RuntimeError("could not create a primitive")
         self.blind = self.blind or BLINDS in heights
         if self.blind:
             return [()] * len(images)

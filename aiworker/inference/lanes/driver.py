@@ -8,7 +8,13 @@ from collections.abc import Callable
 
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detections
-from aiworker.domain.errors import DeadlineExceeded, ImageKillsChild, InferenceOutOfMemory, MediaTooLarge
+from aiworker.domain.errors import (
+    DeadlineExceeded,
+    ImageKillsChild,
+    InferenceOutOfMemory,
+    InferenceUnavailable,
+    MediaTooLarge,
+)
 from aiworker.inference.lanes.lane import Lane
 from aiworker.inference.lanes.reports import Reports
 from aiworker.inference.lanes.requests import Requests
@@ -28,10 +34,13 @@ from aiworker.inference.policy.actions import Cause, Dispatch, TakeOut
 from aiworker.inference.policy.canary import Canary
 from aiworker.inference.policy.scheduler import Scheduler
 from aiworker.inference.policy.shape import letterboxed
+from aiworker.inference.policy.supervision import Verdict
 
 _LONGEST_TIMER_S = 1e6
 _CANARY = 0
 """The item number that no request has."""
+_MOST_FAILURES = 2
+"""Of the engine, in a row, before its child is replaced."""
 _CHANGES = BatchDone | OutOfMemory | ItemFailed
 """After these, something else may be decided than before."""
 
@@ -55,6 +64,7 @@ class Driver:
         self._proved: set[int] = set()
         self.on_proved: Callable[[Lane], None] = lambda lane: None
         self.on_starved: Callable[[], None] = lambda: None
+        self._failures: dict[str, int] = {}
         self._kicked = False
         self._wake: asyncio.TimerHandle | None = None
 
@@ -105,6 +115,7 @@ class Driver:
         """What its child had goes to another lane now."""
         self._lanes.pop(lane.index, None)
         self._proved.discard(lane.index)
+        self._failures.pop(lane.life, None)
         killers = self.scheduler.lane_down(lane.index)
         self._reports.taken_out("kills_child", len(killers))
         self.requests.reject(killers, ImageKillsChild, "every child that took it died, the last one with nothing else")
@@ -153,6 +164,8 @@ class Driver:
             case ItemFailed(item=item) if item == _CANARY:
                 lane.condemn("blind: it cannot take the canary picture")
                 return True
+            case ItemFailed(code=InferenceUnavailable.code):
+                return self._engine_failed(lane, message)
             case ItemFailed(item=item):
                 return self.scheduler.answered(lane.index, item) and self._failed(lane, message)
             case BatchDone(batch=batch):
@@ -175,6 +188,7 @@ class Driver:
             lane.condemn("blind: it does not find what is on the canary picture")
             return True
         lane.answered()
+        self._failures.pop(lane.life, None)
         if result.item == _CANARY:
             self._seen_at[lane.index] = now
             self._prove(lane)
@@ -185,6 +199,19 @@ class Driver:
     def _prove(self, lane: Lane) -> None:
         self._proved.add(lane.index)
         self.on_proved(lane)
+
+    def _engine_failed(self, lane: Lane, failure: ItemFailed) -> bool:
+        """Others may be able to take the picture. A child that fails on one after the other is no use any more: after a
+        want of memory torch never takes some shapes again, and failing is fast, so that it would get most pictures."""
+        verdict = self.scheduler.failed(lane.index, failure.item)
+        if verdict is None:
+            return False
+        if verdict is Verdict.REJECT:
+            self.requests.failed(failure)
+        failures = self._failures[lane.life] = self._failures.get(lane.life, 0) + 1
+        if failures >= _MOST_FAILURES:
+            lane.condemn(f"its engine fails: {failure.note}")
+        return True
 
     def _failed(self, lane: Lane, failure: ItemFailed) -> bool:
         lane.answered()

@@ -114,6 +114,19 @@ class Scheduler:
                 return True
         return False
 
+    def failed(self, lane: int, item: int) -> Verdict | None:
+        """The child's engine failed on it: whose fault that is, is found out as after a death. None for what the lane
+        has not in hand; a picture that is not to be rejected is back in the line."""
+        for flight in self._lanes[lane].flights:
+            if item in flight.unanswered:
+                flight.unanswered.discard(item)
+                verdict = self._line.suspect(item, was_alone=flight.release is Release.ALONE)
+                if verdict is Verdict.REJECT:
+                    self._line.forget(item)
+                self._line.put_back(item)
+                return verdict or Verdict.RETRY
+        return None
+
     def batch_done(self, lane: int, batch: int, decode_s: float, now: float) -> BatchReport | None:
         """The lane has finished a batch. None when that is not so, and the child talks nonsense."""
         load = self._lanes[lane]
