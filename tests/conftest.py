@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# Its plugin would load it after the last test, and Python 3.11 then now and then fails to parse it (cpython 106905).
+import hypothesis  # noqa: F401
 import psutil
 import pytest
 from fakes.databases import cloned_database, execute, with_database
