@@ -15,7 +15,7 @@ ENGINES = {
     "onnx": "aiworker.inference.engines.onnx_engine:OnnxEngine",
     "tensorrt": "aiworker.inference.engines.torch_engine:TensorRtEngine",
 }
-PACKAGES = {"openvino": ("onnx", "openvino"), "onnx": ("onnx", "onnxruntime"), "tensorrt": ("tensorrt",)}
+PACKAGES = {"openvino": ("onnx", "openvino"), "onnx": ("onnx", "onnxruntime"), "tensorrt": ("onnx", "tensorrt")}
 """What an engine takes beside torch, which is always there: to run, and to make what it runs."""
 EXPORTS = {"openvino": "onnx", "onnx": "onnx", "tensorrt": "tensorrt"}
 """The format that an engine reads, where that is not the checkpoint."""

@@ -10,7 +10,7 @@ from openvino.preprocess import PrePostProcessor
 
 from aiworker.inference.engines.exported import ExportedEngine, Forward
 
-_KEPT_STEPS = 1000
+_KEPT_STEPS = 800
 """Compiled steps of the network, of all shapes together: of those last seen, as photos come. OpenVINO by itself keeps
 every shape that there is, and a child then takes up to 500 MB."""
 _PRECISIONS = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
