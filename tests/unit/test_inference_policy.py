@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from aiworker.inference.policy.actions import Cause, Dispatch, TakeOut
 from aiworker.inference.policy.scheduler import Scheduler
+from aiworker.inference.policy.supervision import Verdict
 
 _SHAPES = st.sampled_from([None, (640, 480), (480, 640)])
 _ARRIVALS = st.lists(
@@ -253,6 +254,20 @@ def test_nothing_runs_beside_a_suspect() -> None:
     scheduler.submit(2, 1e9, None)
     assert scheduler.decide(100.0) == []
     assert scheduler.lane_down(0) == (1,)
+
+
+def test_a_picture_is_blamed_for_the_failures_of_sound_children_only() -> None:
+    """One that had failed just before may be broken by what it had then, and others come to it alone."""
+    scheduler = _scheduler()
+    scheduler.submit(1, 1e9, None)
+    verdicts = []
+    for now, blamed in enumerate([False, False, False, True, False, True, False, True]):
+        assert len(scheduler.decide(float(now))) == 1
+        verdicts.append(scheduler.failed(0, 1, blamed=blamed))
+        assert scheduler.lane_down(0) == ()
+        scheduler.lane_up(0, "engine", 8, float(now))
+    assert verdicts == [Verdict.RETRY] * 5 + [Verdict.RETRY_ALONE, Verdict.RETRY, Verdict.REJECT]
+    assert scheduler.decide(9.0) == []
 
 
 def test_an_eye_test_waits_for_the_lane_and_has_it_to_itself() -> None:

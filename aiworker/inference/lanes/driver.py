@@ -203,13 +203,15 @@ class Driver:
     def _engine_failed(self, lane: Lane, failure: ItemFailed) -> bool:
         """Others may be able to take the picture. A child that fails on one after the other is no use any more: after a
         want of memory torch never takes some shapes again, and failing is fast, so that it would get most pictures."""
-        verdict = self.scheduler.failed(lane.index, failure.item)
+        before = self._failures.get(lane.life, 0)
+        # A child that failed just now may be broken by what it had then.
+        verdict = self.scheduler.failed(lane.index, failure.item, blamed=not before)
         if verdict is None:
             return False
         if verdict is Verdict.REJECT:
             self.requests.failed(failure)
-        failures = self._failures[lane.life] = self._failures.get(lane.life, 0) + 1
-        if failures >= _MOST_FAILURES:
+        self._failures[lane.life] = before + 1
+        if before + 1 >= _MOST_FAILURES:
             lane.condemn(f"its engine fails: {failure.note}")
         return True
 

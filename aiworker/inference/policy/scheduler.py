@@ -114,13 +114,14 @@ class Scheduler:
                 return True
         return False
 
-    def failed(self, lane: int, item: int) -> Verdict | None:
-        """The child's engine failed on it: whose fault that is, is found out as after a death. None for what the lane
-        has not in hand; a picture that is not to be rejected is back in the line."""
+    def failed(self, lane: int, item: int, *, blamed: bool) -> Verdict | None:
+        """The child's engine failed on it: whose fault that is, is found out as after a death, where it may be the
+        picture's. None for what the lane has not in hand; a picture that is not to be rejected is back in the line."""
         for flight in self._lanes[lane].flights:
             if item in flight.unanswered:
                 flight.unanswered.discard(item)
-                verdict = self._line.suspect(item, was_alone=flight.release is Release.ALONE)
+                alone = flight.release is Release.ALONE
+                verdict = self._line.suspect(item, was_alone=alone) if blamed else Verdict.RETRY
                 if verdict is Verdict.REJECT:
                     self._line.forget(item)
                 self._line.put_back(item)
