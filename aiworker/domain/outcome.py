@@ -13,9 +13,9 @@ from aiworker.domain.retry import RetryPolicy
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """`cache_ttl_s` None keeps the result out of the cache (chat, degraded results)."""
+    """`result` may be its JSON already; `cache_ttl_s` None keeps it out of the cache (chat, degraded results)."""
 
-    result: JsonObject
+    result: JsonObject | bytes
     cache_ttl_s: float | None = None
 
 

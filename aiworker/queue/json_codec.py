@@ -29,11 +29,11 @@ def decode_jsonb(data: bytes) -> Any:
 
 
 def storable(value: Any) -> bytes:
-    """JSON bytes of a result that jsonb takes: the NUL characters that models sometimes emit are replaced.
+    """JSON that jsonb takes of a result or of its JSON: the NUL characters that models sometimes emit are replaced.
 
     Raises TypeError for what JSON cannot hold.
     """
-    data = orjson.dumps(value)
+    data = value if isinstance(value, bytes) else orjson.dumps(value)
     # The fast look also sees an escaped backslash before "u0000"; then the slow way changes nothing.
     return orjson.dumps(_without_nul(orjson.loads(data))) if _ESCAPED_NUL in data else data
 

@@ -83,9 +83,10 @@ def outcome_columns(outcomes: Iterable[tuple[Lease, Outcome]]) -> tuple[list[Any
 def _outcome_row(outcome: Outcome) -> tuple[Any, ...]:
     """kind, result, cache_ttl_s, delay_s, error, error_code"""
     match outcome:
-        case Completed(result, cache_ttl_s):
+        # Read by name: a pattern that takes them by place costs every job as much as encoding its result.
+        case Completed():
             try:
-                return "completed", orjson.Fragment(storable(result)), cache_ttl_s, None, None, None
+                return "completed", orjson.Fragment(storable(outcome.result)), outcome.cache_ttl_s, None, None, None
             except TypeError:
                 code = WorkerError.code
                 return _outcome_row(Failed(sentence(code), code))

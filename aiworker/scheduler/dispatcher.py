@@ -112,7 +112,7 @@ class Dispatcher:
         now = time.monotonic()
         self._turns.claimed(now, suspect=any(job.apart for job in jobs))
         for job in jobs:
-            self._start(job)
+            self._start(job, now)
         if not jobs and not suspects:
             self._turns.nobody_else_waits(now)
             return True
@@ -124,8 +124,8 @@ class Dispatcher:
             self._suspect_waits = False
         return self._suspect_waits or self._running.apart
 
-    def _start(self, job: ClaimedJob) -> None:
-        running = RunningJob(job, time.monotonic())
+    def _start(self, job: ClaimedJob, now: float) -> None:
+        running = RunningJob(job, now)
         if job.apart and len(self._running):
             # Back it goes, free of charge, to whoever is idle first.
             self._suspect_waits = True

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+
+from pydantic_core import PydanticSerializationError, to_json
 
 from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, StageClock, Tools
 from aiworker.analyses.registry import ANALYSES, checked_input, find_analysis
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import ProviderError, WorkerError
 from aiworker.domain.job import ClaimedJob
+from aiworker.domain.messages import sentence
 from aiworker.domain.outcome import Completed, Failed, Outcome, Retry, label, outcome_of_error
 from aiworker.domain.retry import RetryPolicy
 from aiworker.telemetry.logs import get_logger
@@ -45,8 +48,11 @@ class JobExecutor:
         self._cache_ttl_s = cache_ttl_s
         self._analyses = analyses
 
-    async def execute(self, job: ClaimedJob, report: Callable[[int, str], None]) -> Outcome:
+    def execute(self, job: ClaimedJob, report: Callable[[int, str], None]) -> Awaitable[Outcome]:
         """`report(percent, stage)` is called as stages begin. Raises nothing but CancelledError."""
+        return self._traced(job, report) if self._traces.kept else self._execute(job, report)
+
+    async def _traced(self, job: ClaimedJob, report: Callable[[int, str], None]) -> Outcome:
         about: Attributes = {
             "aiworker.job.id": str(job.id),
             "aiworker.job.type": job.type,
@@ -94,13 +100,15 @@ class JobExecutor:
         )
         return outcome
 
-    def _completed(self, analysis: Analysis, clock: StageClock, result: AnalysisResult) -> Completed:
+    def _completed(self, analysis: Analysis, clock: StageClock, result: AnalysisResult) -> Completed | Failed:
         if clock.elapsed_ms:
             result.stages_ms = {stage: round(spent, 1) for stage, spent in clock.elapsed_ms.items()}
         if result.degraded:
             self._metrics.degraded.labels(analysis.name).inc()
         shareable = analysis.sharing != "never" and not result.degraded
-        return Completed(
-            result=result.model_dump(mode="json", by_alias=True),
-            cache_ttl_s=self._cache_ttl_s if shareable else None,
-        )
+        try:
+            text = to_json(result, by_alias=True, inf_nan_mode="null")
+        except PydanticSerializationError:
+            # Half a surrogate pair in a string, say: no other attempt would be stored either.
+            return Failed(sentence(WorkerError.code), WorkerError.code)
+        return Completed(text, self._cache_ttl_s if shareable else None)

@@ -31,6 +31,8 @@ _KINDS: dict[Kind, SpanKind] = {
 class OtelTraces(Traces):
     """Sends in the background, by OTLP over HTTP."""
 
+    kept = True
+
     def __init__(self, instance: str) -> None:
         ours = Resource({"service.name": "aiworker", "service.instance.id": instance})
         self._provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)

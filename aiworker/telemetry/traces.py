@@ -25,7 +25,9 @@ class Span:
 
 
 class Traces:
-    """Spans that go nowhere, and cost next to nothing."""
+    """Spans that go nowhere, and cost next to nothing. `kept` says whether anybody will see one."""
+
+    kept = False
 
     def span(self, name: str, kind: Kind, attributes: Attributes) -> AbstractContextManager[Span]:
         """Begins one within the one that this task is in; an exception that leaves it marks it as failed."""

@@ -283,7 +283,8 @@ class MemoryQueue:
         if isinstance(outcome, Retry) and row.attempts >= row.max_attempts:
             outcome = Failed(outcome.error, outcome.error_code)
         match outcome:
-            case Completed(result, cache_ttl_s):
+            case Completed(given, cache_ttl_s):
+                result = json.loads(given) if isinstance(given, bytes) else given
                 shared = result if row.cache_key is not None and cache_ttl_s else None
                 if row.cache_key is not None and cache_ttl_s:
                     self._cache[row.cache_key] = _CacheEntry(result, self._clock() + cache_ttl_s)

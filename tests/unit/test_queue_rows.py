@@ -33,6 +33,7 @@ def replaced(value: Any) -> Any:
 @given(values)
 def test_only_nul_is_replaced(value: Any) -> None:
     assert orjson.loads(storable(value)) == replaced(value)
+    assert storable(orjson.dumps(value)) == storable(value)
 
 
 @given(values)

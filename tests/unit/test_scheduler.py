@@ -210,6 +210,13 @@ async def test_a_bug_in_an_analysis_becomes_an_outcome() -> None:
     assert "content" not in failed.error
 
 
+async def test_a_result_that_json_cannot_hold_fails_at_once() -> None:
+    queue = WatchedQueue()
+    async with working(queue, tools(FunctionModel(lambda _: "half a pair: \ud800"))):
+        failed = await queue.until(await put(queue, chat()), JobStatus.FAILED)
+    assert (failed.error_code, failed.attempts) == ("internal_error", 1)
+
+
 async def test_an_attempt_that_takes_too_long_is_ended() -> None:
     queue, model = WatchedQueue(), GatedModel()
     limits = WorkerLimits("w1", 2, 30, 30, 0.05, 5, 60)
