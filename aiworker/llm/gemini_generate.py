@@ -131,7 +131,7 @@ class GenerateStream:
         self._usage: dict[str, Any] = {}
         self._finish = ""
         self._blocked = ""
-        self._bare = b""
+        self._bare: list[bytes] = []
         self._events = 0
         self._started = time.perf_counter()
         self._first = 0.0
@@ -140,7 +140,7 @@ class GenerateStream:
         """Whether the answer is complete. Raises ProviderError for an error event or for data that is not JSON."""
         if not line.startswith(b"data:"):
             if self._bare or line.startswith((b"{", b"[")):
-                self._bare += line
+                self._bare.append(line)
             return False
         item = json_object(line[5:], NAME)
         if "error" in item:
@@ -200,7 +200,7 @@ class GenerateStream:
             raise AnswerEmpty("the answer has no candidates", provider=NAME)
         if self._bare:
             # An error as it would come alone, which Google puts into streams as well.
-            raise error_in_stream(self._bare)
+            raise error_in_stream(b"".join(self._bare))
         raise StreamBroken("the stream ended early", provider=NAME, phase="total")
 
     def _tokens(self) -> tuple[int, int]:

@@ -141,7 +141,7 @@ def parse_answer(model: type[BaseModel], text: str) -> BaseModel:
 
     Raises AnswerMistake, also where two answers are given. NaN and infinity are not JSON and are refused.
     """
-    values: list[BaseModel] = []
+    found: BaseModel | None = None
     problems: tuple[str, ...] = ()
     for raw in _json_texts(text):
         try:
@@ -149,13 +149,12 @@ def parse_answer(model: type[BaseModel], text: str) -> BaseModel:
         except ValidationError as error:
             problems = problems or _lines(error, "answer")
         else:
-            if value not in values:
-                values.append(value)
-    if len(values) > 1:
-        raise AnswerMistake((f"there are {len(values)} answers, and one was asked for",))
-    if not values:
+            if found is not None and value != found:
+                raise AnswerMistake(("there are several answers, and one was asked for",))
+            found = value
+    if found is None:
         raise AnswerMistake(problems or ("the answer is not valid JSON",))
-    return values[0]
+    return found
 
 
 def _json_texts(text: str) -> list[str]:

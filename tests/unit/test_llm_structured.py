@@ -7,14 +7,14 @@ import json
 import pkgutil
 import time
 from datetime import date, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import pytest
 from fakes.json_instance import instance_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, create_model
+from pydantic import AfterValidator, BaseModel, Field, create_model
 
 from aiworker import analyses
 from aiworker.analyses.registry import ANALYSES
@@ -251,6 +251,20 @@ def test_a_model_that_writes_newlines_only_does_not_hold_the_others_up() -> None
     with pytest.raises(AnswerMistake):
         parse_answer(Note, "```json" + "\n" * 20_000 + "x")
     assert time.process_time() - started < 0.5
+
+
+def test_no_answer_is_read_after_two_that_differ() -> None:
+    read: list[int] = []
+
+    def reading(n: int) -> int:
+        read.append(n)
+        return n
+
+    numbered = create_model("Numbered", n=(Annotated[int, AfterValidator(reading)], ...))
+    text = "Veja:\n" + "".join(f"```\n{json.dumps({'n': n})}\n```\n" for n in (1, 1, 2, 3, 4))
+    with pytest.raises(AnswerMistake):
+        parse_answer(numbered, text)
+    assert read == [1, 1, 2]
 
 
 def test_repair_shows_the_model_its_own_mistake() -> None:
