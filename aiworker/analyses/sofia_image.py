@@ -199,7 +199,7 @@ def _result(
         # Not the job: whoever has a shared result would learn of another user's, and when it was enqueued.
         analysis_id=str(uuid5(attempt.job_id, "analysis")),
         sofia_analysis={
-            "analysis": _message(lines, totals, meal.notes if meal else ""),
+            "analysis": _message(lines, totals, meal.notes if meal else "", shared.get("degraded_reason")),
             "personality": "sofia",
             "foods_detected": [{"nome": line.name, "quantidade": f"{line.grams:g} g"} for line in lines],
             "confidence": confidence,
@@ -264,21 +264,24 @@ def _meal_of(job: SofiaImageInput, meal: SeenMeal | None) -> Meal:
     return meal_at(datetime.now(UTC))
 
 
-def _message(lines: list[FoodLine], totals: MealTotals, notes: str) -> str:
+def _message(lines: list[FoodLine], totals: MealTotals, notes: str, no_model: str | None) -> str:
     if not lines:
-        return "Não reconheci alimentos nesta foto. Tente outra, mais de perto e com boa luz."
-    foods = ", ".join(f"{line.name} ({line.grams:g} g)" for line in lines)
+        # Without a model it is not the photo's fault: the detector alone knows ten foods.
+        return f"Não reconheci alimentos nesta foto. {no_model or 'Tente outra, mais de perto e com boa luz.'}"
+    foods = ", ".join(f"{line.name} ({f'{line.grams:g}'.replace('.', ',')} g)" for line in lines)
     if totals.kcal is None:
         energy = "Não tenho as calorias desses alimentos."
     else:
         about = "pelo menos" if "kcal" in totals.incomplete else "cerca de"
         energy = f"São {about} {totals.kcal:.0f} kcal."
+    if notes and notes[-1].isalnum():
+        notes += "."
     return " ".join(part for part in (f"Encontrei: {foods}.", energy, notes, "Está certo?") if part)
 
 
 ANALYSIS = Analysis(
     name="sofia_image",
-    version="3",
+    version="4",
     input_model=SofiaImageInput,
     run=run,
     slo_s=15.0,

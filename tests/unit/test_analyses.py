@@ -103,7 +103,25 @@ async def test_a_photo_without_food_invents_nothing() -> None:
     assert result.totals.kcal is None
     assert result.food_detection["is_food"] is False
     assert not result.requires_confirmation
-    assert "Não reconheci" in result.sofia_analysis["analysis"]
+    # The detector alone knows ten foods: whoever took a photo of rice and beans need not take a better one.
+    assert result.sofia_analysis["analysis"] == f"Não reconheci alimentos nesta foto. {result.degraded_reason}"
+
+
+async def test_a_photo_in_which_the_model_sees_no_food() -> None:
+    model = FunctionModel(lambda _: SeenMeal(foods=[]))
+    result = await sofia_image.run(PHOTO, attempt(detector=FunctionDetector(detections(("car", 0.9))), model=model))
+    expected = "Não reconheci alimentos nesta foto. Tente outra, mais de perto e com boa luz."
+    assert result.sofia_analysis["analysis"] == expected
+
+
+@pytest.mark.parametrize(("notes", "said"), [("Bom prato", "Bom prato. "), ("Bom prato!", "Bom prato! "), ("", "")])
+async def test_the_message_is_written_as_people_write(notes: str, said: str) -> None:
+    meal = SeenMeal(foods=[SeenFood(name="arroz branco cozido", grams=86.5, confidence=0.9)], notes=notes)
+    result = await sofia_image.run(
+        PHOTO, attempt(detector=FunctionDetector(detections()), model=FunctionModel(lambda _: meal))
+    )
+    expected = f"Encontrei: arroz branco cozido (86,5 g). São cerca de 111 kcal. {said}Está certo?"
+    assert result.sofia_analysis["analysis"] == expected
 
 
 async def test_a_detector_that_is_down_does_not_stop_the_vision_model() -> None:
