@@ -17,6 +17,7 @@ from aiworker.domain.errors import (
 )
 from aiworker.llm.bill import Bill
 from aiworker.llm.choice import UNKNOWN_LIKELY, UNKNOWN_SAFE, decide, why_not
+from aiworker.llm.evidence import evidence_of
 from aiworker.llm.flight import Flight, LineSentAway, Surroundings
 from aiworker.llm.forecast import Size
 from aiworker.llm.lane import Moment
@@ -149,6 +150,8 @@ class Pursuit:
                 lane = self._around.lanes[name]
                 self._tried(name, lane.rests_because(self._around.clock()) or lane.breaker.code)
             except ProviderError as error:
+                # A quota per day names a delay of seconds all the same.
+                error.retry_after = evidence_of(error, self._around.clock().wall).rest_s
                 # Its frames hold the flight, which holds the error: a circle with the request's pictures in it.
                 self._errors[name] = error.with_traceback(None)
                 self._tried(name, error.code, final=isinstance(error, _FINAL))

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from aiworker.llm.router import ModelRouter
 from aiworker.telemetry.metrics import Metrics
 
 JPEG = picture()
+NOON_IN_CALIFORNIA = datetime(2026, 11, 27, 20, tzinfo=UTC).timestamp()
 
 
 class Answer(BaseModel):
@@ -328,6 +330,18 @@ async def test_a_used_up_day_is_left_alone_until_it_is_over(router: ModelRouter,
     gemini.script(Reply(status=429, body=quota))
     assert (await router.complete(ask("gemini", "ollama"), soon())).provider == "ollama"
     assert router.snapshot()["gemini"]["resting_s"] > 2
+
+
+async def test_whoever_finds_the_day_used_up_is_told_when_it_is_over_and_not_the_delay_that_google_names() -> None:
+    async with FakeGemini(key="k") as gemini:
+        provider = GeminiModel(SecretStr("k"), "gemini-2.5-flash", gemini.url)
+        router = ModelRouter({"gemini": provider}, {}, wall=lambda: NOON_IN_CALIFORNIA)
+        quota = error_body(429, "RESOURCE_EXHAUSTED", quota_details("GenerateRequestsPerDayPerProject", "53s"))
+        gemini.script(Reply(status=429, body=quota))
+        with pytest.raises(ProviderRateLimited) as caught:
+            await router.complete(ask("gemini"), soon())
+        assert caught.value.retry_after == 12 * 3600
+        await router.close()
 
 
 async def test_line_is_sent_away_when_ollama_dies(router: ModelRouter, ollama: FakeOllama) -> None:
