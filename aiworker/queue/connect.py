@@ -85,7 +85,9 @@ def _session(timeout_s: float) -> str:
     limit_ms = int(timeout_s * 1000) + 500
     return (
         f"set statement_timeout = {limit_ms}; set idle_in_transaction_session_timeout = {limit_ms};"
-        "set tcp_keepalives_idle = 15; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3; set jit = off"
+        "set tcp_keepalives_idle = 15; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3; set jit = off;"
+        # A database may have another one by default, in which nobody can count what others have enqueued meanwhile.
+        "set default_transaction_isolation = 'read committed'"
     )
 
 

@@ -130,6 +130,15 @@ async def test_the_limit_cannot_be_counted_in_an_old_snapshot(queue: PostgresQue
             await client.fetchval(ENQUEUE, TEXT, "{}", uuid4())
 
 
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_a_database_with_another_level_by_default_serves_us(client: Any, database_url: str, level: str) -> None:
+    database = await client.fetchval("select current_database()")
+    await client.execute(f"alter database {database} set default_transaction_isolation = '{level}'")
+    async with PostgresQueue(database_url, RULES, timeout_s=20) as queue:
+        job_id = (await queue.enqueue(new_job())).job_id
+        assert [job.id for job in await queue.claim("w", 5, LEASE_S, [TEXT])] == [job_id]
+
+
 async def test_a_row_that_somebody_holds_keeps_no_other_from_being_claimed(queue: PostgresQueue, client: Any) -> None:
     held = (await queue.enqueue(new_job(delay_s=3600))).job_id
     free = (await queue.enqueue(new_job())).job_id
