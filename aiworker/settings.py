@@ -57,8 +57,10 @@ class Settings(BaseSettings):
     worker_drain_timeout_ms: int = Field(
         20_000, ge=0, description="on SIGTERM, how long running jobs may go on before they are put back"
     )
-    retention_days: float = Field(30.0, ge=0, description="jobs that ended longer ago are removed; 0 keeps them all")
-    max_active_jobs_per_user: int = Field(10, ge=1, description="the next one gets 429")
+    retention_days: float = Field(
+        30.0, ge=0, le=100_000, description="jobs that ended longer ago are removed; 0 keeps them all"
+    )
+    max_active_jobs_per_user: int = Field(10, ge=1, le=1_000_000, description="the next one gets 429")
 
     yolo_model: str = Field("yolov8n", description="a path, or a name that `aiworker models list` shows")
     models_dir: Path = Field(Path("models"), description="where weights are kept")
@@ -120,7 +122,7 @@ class Settings(BaseSettings):
     media_timeout_s: float = Field(10.0, gt=0, le=120, description="limit of one download")
 
     enable_cache: bool = Field(True, description="share results of identical requests")
-    cache_ttl_hours: float = Field(24.0, gt=0, description="how long a result may be shared")
+    cache_ttl_hours: float = Field(24.0, gt=0, le=100_000, description="how long a result may be shared")
     traces: Literal["off", "otlp"] = Field(
         "off", description="otlp sends spans by OpenTelemetry, to OTEL_EXPORTER_OTLP_ENDPOINT; needs aiworker[otel]"
     )
