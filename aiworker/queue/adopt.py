@@ -7,7 +7,8 @@ transaction: it happens as a whole or not at all, and a rehearsal is the same tr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ from aiworker.queue.migrate import connected, exclusive, start_over
 
 SUFFIX = "_before_aiworker"
 _LOCK_TIMEOUT = "5s"
+# The migrations put the new table into it.
+_REALTIME = "supabase_realtime"
 
 # As 0001_tables.sql tells them from ours: a column that we have, and the primary key.
 _FOREIGN = """
@@ -35,9 +38,10 @@ _COLUMNS = """
 select column_name from information_schema.columns where table_schema = 'public' and table_name = $1"""
 _INDEXES = "select indexname from pg_indexes where schemaname = 'public' and tablename = $1"
 _POLICIES = "select policyname from pg_policies where schemaname = 'public' and tablename = $1"
+# Those that name the table: one of a whole schema has ours too.
 _PUBLICATIONS = """
-select pubname from pg_publication_tables where schemaname = 'public' and tablename = $1
-   and not (select puballtables from pg_publication p where p.pubname = pg_publication_tables.pubname)"""
+select p.pubname from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+ where r.prrelid = to_regclass('public.' || $1)"""
 # Functions whose arguments may differ from ours: two of one name could not be told apart.
 _FUNCTIONS = """
 select p.oid::regprocedure::text from pg_proc p
@@ -46,6 +50,11 @@ _OURS = (
     *("enqueue_analysis", "get_analysis_status", "cancel_analysis", "analysis_queue_depth", "claim_analyses"),
     *("renew_leases", "report_progress", "finalise_analyses", "rescue_expired"),
 )
+# The migrations keep what has the name and the kind of one of theirs.
+_FOREIGN_TYPES = """
+select t.typname from pg_type t join (values ('analysis_status', 'c'), ('analysis_priority', 'd')) as ours (name, kind)
+    on t.typname = ours.name and t.typtype::text <> ours.kind
+ where t.typnamespace = 'public'::regnamespace"""
 _DEPENDENTS = """
 select distinct c.relkind, c.oid::regclass::text as name
   from pg_depend d
@@ -54,6 +63,8 @@ select distinct c.relkind, c.oid::regclass::text as name
  where d.classid = 'pg_rewrite'::regclass and d.refobjid = $1::regclass and c.oid <> $1::regclass
 union
 select 'f', conrelid::regclass::text from pg_constraint where confrelid = $1::regclass and contype = 'f'
+union
+select 't', tgname from pg_trigger where tgrelid = $1::regclass and not tgisinternal
  order by 1, 2"""
 
 _COUNTS = """
@@ -96,11 +107,12 @@ async def adopt(
     """
     adoption = Adoption()
     async with connected(database_url) as connection:
-        foreign = await _names(connection, _FOREIGN)
-        if not foreign:
-            return adoption
         try:
             async with exclusive(connection):
+                # Not before: another one may have adopted them while this one waited.
+                foreign = await _names(connection, _FOREIGN)
+                if not foreign:
+                    return adoption
                 await _take_over(connection, foreign, adoption)
                 if "analysis_jobs" in foreign:
                     await _copy_jobs(connection, give_up_after_h, renamed, adoption)
@@ -118,10 +130,14 @@ async def _names(connection: Any, query: str, *arguments: object) -> list[str]:
 
 async def _take_over(connection: Any, tables: Collection[str], adoption: Adoption) -> None:
     await connection.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'")
-    for table in tables:
-        await _set_aside(connection, table, adoption)
-    for function in await _names(connection, _FUNCTIONS, list(_OURS)):
-        await connection.execute(f"drop function {function}")
+    with _fitting("tables"):
+        for table in tables:
+            await _set_aside(connection, table, adoption)
+        for function in await _names(connection, _FUNCTIONS, list(_OURS)):
+            await connection.execute(f"drop function {function}")
+        for name in await _names(connection, _FOREIGN_TYPES):
+            await connection.execute(f"alter type public.{name} rename to {name + SUFFIX}")
+            adoption.notes.append(f"type {name} is called {name + SUFFIX} from now on")
     await start_over(connection)
 
 
@@ -130,10 +146,12 @@ async def _set_aside(connection: Any, table: str, adoption: Adoption) -> None:
     if await _names(connection, _COLUMNS, kept):
         raise ConfigurationError(f"a table {kept} is already there: look at it, then rename or drop it")
     for kind, name in await connection.fetch(_DEPENDENTS, f"public.{table}"):
-        what = "foreign key of" if kind == b"f" else "view"
+        what = {b"f": "foreign key of", b"t": "trigger"}.get(kind, "view")
         adoption.notes.append(f"{what} {name} refers to {kept} from now on")
     for publication in await _names(connection, _PUBLICATIONS, table):
         await connection.execute(f"alter publication {_quoted(publication)} drop table public.{table}")
+        if publication != _REALTIME:
+            adoption.notes.append(f"publication {publication} has lost {table}")
     for policy in await _names(connection, _POLICIES, table):
         await connection.execute(f"drop policy {_quoted(policy)} on public.{table}")
         adoption.dropped_policies.append(f"{table}: {policy}")
@@ -142,7 +160,8 @@ async def _set_aside(connection: Any, table: str, adoption: Adoption) -> None:
         renamed = f"{index[: 63 - len(SUFFIX) - 4]}_{number}{SUFFIX}"
         await connection.execute(f"alter index public.{_quoted(index)} rename to {_quoted(renamed)}")
     await connection.execute(f"alter table public.{table} rename to {kept}")
-    await connection.execute(f"alter table public.{kept} enable row level security")
+    # Not forced: an owner who is no superuser would see no row to copy, and count none.
+    await connection.execute(f"alter table public.{kept} enable row level security, no force row level security")
     await connection.execute(f"revoke all on public.{kept} from public")
     for role in await _names(
         connection, "select rolname from pg_roles where rolname = any ($1)", ["anon", "authenticated"]
@@ -154,19 +173,26 @@ async def _set_aside(connection: Any, table: str, adoption: Adoption) -> None:
 async def _copy_jobs(connection: Any, give_up_after_h: float, renamed: Mapping[str, str], adoption: Adoption) -> None:
     columns = await _names(connection, _COLUMNS, adoption.kept["analysis_jobs"])
     late = sentence("deadline_exceeded")
-    try:
+    with _fitting("jobs"):
         await connection.execute(copy_statement(columns), give_up_after_h, late, list(renamed), list(renamed.values()))
-    except asyncpg.PostgresError as error:
-        if isinstance(error_of(error), DatabaseUnavailable):
-            raise
-        what = ", ".join(filter(None, [type(error).__name__, f"SQLSTATE {error.sqlstate}", error.constraint_name]))
-        raise ConfigurationError(
-            f"the old jobs do not fit ({what}) and nothing was changed: correct analysis_jobs, then adopt it again"
-        ) from None
     old, new = await connection.fetchrow(_COUNTS)
     if old != new:
         raise ConfigurationError(f"{old} jobs were there and {new} would be: nothing was changed")
     adoption.ends.extend(tuple(row) for row in await connection.fetch(_ENDS))
+
+
+@contextmanager
+def _fitting(what: str) -> Iterator[None]:
+    """Within, what the database refuses is said without its text, which may quote a row."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        if isinstance(error_of(error), DatabaseUnavailable):
+            raise
+        why = ", ".join(filter(None, [type(error).__name__, f"SQLSTATE {error.sqlstate}", error.constraint_name]))
+        raise ConfigurationError(
+            f"the old {what} do not fit ({why}) and nothing was changed: correct analysis_jobs, then adopt it again"
+        ) from None
 
 
 def copy_statement(columns: Collection[str]) -> str:
@@ -181,7 +207,7 @@ def copy_statement(columns: Collection[str]) -> str:
             f"analysis_jobs is no table of jobs, it lacks {', '.join(sorted(missing)) or 'type'}: rename it"
         )
     old = {name: _first(columns, names, default) for name, (names, default) in _SOURCES.items()}
-    return _COPY.format(**old)
+    return _COPY.format(**old | {name: _readable(old[name]) for name in _MOMENTS})
 
 
 # For each value that is needed the columns that may hold it, the best first, and what it is where none does.
@@ -204,6 +230,8 @@ _SOURCES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "idempotency_key": (("idempotency_key",), "null::text"),
 }
 
+_MOMENTS = ("created_at", "updated_at", "started_at", "completed_at")
+
 _COPY = """
 with old as (
   select o.id, o.user_id, o.status::text as status,
@@ -211,8 +239,7 @@ with old as (
          least(greatest({priority}, 1), 10) as priority,
          least(greatest({max_attempts}, 1), 32767) as max_attempts, least(greatest({attempts}, 0), 32767) as attempts,
          coalesce({spent_ms}, {spent_s} * 1000) as spent_ms, {worker_id} as worker_id,
-         -- Before PostgreSQL 17 one that is infinite would make every claim fail.
-         least({created_at}, now()) as created_at, {updated_at} as updated_at,
+         {created_at} as created_at, {updated_at} as updated_at,
          {started_at} as started_at, {completed_at} as completed_at, {idempotency_key} as idempotency_key
     from public.analysis_jobs_before_aiworker o
 ), judged as (
@@ -251,6 +278,12 @@ select id, user_id, created_at, updated_at, created_at + interval '20 seconds', 
 def _first(columns: Collection[str], names: tuple[str, ...], default: str) -> str:
     present = [f"o.{name}" for name in names if name in columns]
     return f"coalesce({', '.join([*present, default])})" if present else default
+
+
+def _readable(moment: str) -> str:
+    """The moment between 1970 and now: an infinite one makes every claim fail before PostgreSQL 17, Python knows no
+    year of five digits, and what ends in the future is not pruned."""
+    return f"case when {moment} is not null then least(greatest({moment}, 'epoch'), now()) end"
 
 
 def _quoted(name: str) -> str:

@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from fakes.databases import cloned_database, execute
+from fakes.databases import LOGINS, as_login, cloned_database, execute
 from fakes.queue_bench import RULES, TEXT
 
 from aiworker.domain.errors import ConfigurationError
@@ -33,17 +33,6 @@ create function auth.uid() returns uuid language sql stable
   as $$ select (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid $$;
 grant usage on schema auth to anon, authenticated, service_role;
 create publication supabase_realtime;
-"""
-LOGINS = """
-do $$ begin
-  if not exists (select from pg_roles where rolname = 'test_authenticator') then
-    create role test_authenticator login noinherit password 'x';
-    grant anon, authenticated, service_role to test_authenticator;
-    create role test_worker login password 'x' in role aiworker;
-    create role test_stranger login password 'x';
-    create role test_owner login createdb createrole password 'x';
-  end if;
-end $$
 """
 
 ROWS, NOTHING, DENIED = "rows", "nothing", "42501"
@@ -192,11 +181,6 @@ def place(request: pytest.FixtureRequest, postgres_server: str, migrated_templat
         finally:
             for connection in logins.values():
                 runner.run(connection.close())
-
-
-def as_login(url: str, login: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=f"{login}:x@{parts.hostname}:{parts.port}"))
 
 
 async def _fill(url: str) -> dict[str, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
+from datetime import UTC
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from fakes.databases import execute
+from fakes.databases import LOGINS, as_login, execute
 
 from aiworker.domain.errors import ConfigurationError
 from aiworker.domain.job import JobStatus
@@ -161,6 +164,12 @@ async def test_values_beyond_our_columns_are_cut_and_long_index_names_kept_apart
             " select gen_random_uuid(), user_id, type, input from analysis_jobs",
             "analysis_jobs_idempotency",
         ),
+        (
+            "create function cancel_analysis(a text) returns int language sql as 'select 1';"
+            "create view cancelled as select cancel_analysis('x')",
+            "DependentObjectsStillExistError",
+        ),
+        ("alter table analysis_jobs rename to jobs; create view analysis_jobs as select * from jobs", "WrongObject"),
     ],
 )
 async def test_what_does_not_fit_is_said(empty_database_url: str, change: str, what: str) -> None:
@@ -180,6 +189,73 @@ async def test_nothing_was_created_later_than_now(empty_database_url: str) -> No
         claimed = await queue.claim("w", 9, 6.0, ["sofia_text", "sofia_image", "medical_exam"])
     assert len(claimed) == 4
     assert all(0 <= job.waited_s < 4 * 3600 for job in claimed)
+
+
+@pytest.mark.parametrize("moment", ["infinity", "55841-01-01", "0044-03-15 BC", "-infinity"])
+async def test_no_moment_is_beyond_what_everybody_can_read(empty_database_url: str, moment: str) -> None:
+    ids = await production(empty_database_url)
+    columns = ("created_at", "updated_at", "started_at", "completed_at")
+    await execute(
+        empty_database_url, "update analysis_jobs set " + ", ".join(f"{column} = '{moment}'" for column in columns)
+    )
+    await take_over(empty_database_url)
+
+    async with PostgresQueue(empty_database_url) as queue:
+        for job_id in ids.values():
+            view = await queue.status(job_id, USER)
+            for moments in (view.created_at, view.updated_at, view.started_at, view.completed_at):
+                assert moments is None or 1970 <= moments.astimezone(UTC).year < 2100
+
+
+async def test_rows_that_their_owner_cannot_see_are_copied_too(
+    postgres_server: str, migrated_template: str, empty_database_url: str
+) -> None:
+    await execute(postgres_server, LOGINS)
+    await execute(empty_database_url, f"alter database {urlsplit(empty_database_url).path[1:]} owner to test_owner")
+    owned = as_login(empty_database_url, "test_owner")
+    await execute(owned, SPECIFICATION)
+    await execute(
+        owned,
+        "alter table analysis_jobs enable row level security; alter table analysis_jobs force row level security",
+    )
+
+    assert (await take_over(owned)).ends == [("completed", "completed", 1)]
+
+
+async def test_what_no_longer_follows_the_table_is_named(empty_database_url: str) -> None:
+    await production(empty_database_url)
+    await execute(
+        empty_database_url,
+        """create function told() returns trigger language plpgsql as 'begin return new; end';
+        create trigger webhook after insert on analysis_jobs for each row execute function told();
+        create publication warehouse for table analysis_jobs where (priority > 3);
+        create publication whole for tables in schema public""",
+    )
+
+    notes = (await take_over(empty_database_url)).notes
+
+    for name in ("trigger webhook", "publication warehouse"):
+        assert any(name in note for note in notes)
+    assert not any("supabase_realtime" in note or "whole" in note for note in notes)
+
+
+async def test_an_old_type_with_the_name_of_ours_steps_aside(empty_database_url: str) -> None:
+    ids = await production(empty_database_url)
+    await execute(empty_database_url, "alter type job_state rename to analysis_status")
+
+    adoption = await take_over(empty_database_url)
+
+    assert "type analysis_status is called analysis_status_before_aiworker from now on" in adoption.notes
+    async with PostgresQueue(empty_database_url) as queue:
+        assert (await queue.status(ids["done"], USER)).status is JobStatus.COMPLETED
+
+
+async def test_two_that_adopt_at_once_do_it_once(empty_database_url: str) -> None:
+    await production(empty_database_url)
+
+    both = await asyncio.gather(take_over(empty_database_url), take_over(empty_database_url))
+
+    assert sorted(len(each.kept) for each in both) == [0, 2]
 
 
 async def test_the_old_tables_stay_and_are_closed(empty_database_url: str) -> None:
