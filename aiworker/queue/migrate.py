@@ -108,7 +108,10 @@ async def _apply(connection: Any, migration: Migration) -> None:
                 f"the database user may not do what {migration.name} does: run `aiworker migrate` once as the owner,"
                 " who may create roles, and let gateway and worker use a login that is `in role aiworker`"
             ) from None
-        if isinstance(ours, DatabaseUnavailable | ConfigurationError):
+        # What a file misses is a table of another shape in the way of ours: to migrate would not help.
+        if isinstance(ours, DatabaseUnavailable | ConfigurationError) and not isinstance(
+            error, asyncpg.SyntaxOrAccessError
+        ):
             raise ours from None
         reason = f"{type(error).__name__}, SQLSTATE {error.sqlstate}"
         raise ConfigurationError(f"{migration.name} was refused ({reason}): run it with psql to see why") from None

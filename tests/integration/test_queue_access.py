@@ -293,3 +293,15 @@ def test_an_owner_who_is_no_superuser_can_migrate_and_work(postgres_server: str,
 
         assert runner.run(migrate(owned)) == [migration.name for migration in shipped()]
         runner.run(_fill(owned))
+
+
+def test_the_owner_may_be_called_as_the_workers_role_is(postgres_server: str, migrated_template: str) -> None:
+    """A managed PostgreSQL whose one user, who is no superuser, was named after the program."""
+    with asyncio.Runner() as runner, cloned_database(postgres_server, "template0") as url:
+        name = urlsplit(url).path[1:]
+        runner.run(execute(postgres_server, f"alter database {name} owner to aiworker"))
+        runner.run(execute(postgres_server, "alter role aiworker login createrole password 'x'"))
+        try:
+            runner.run(_fill(as_login(url, "aiworker")))
+        finally:
+            runner.run(execute(postgres_server, "alter role aiworker nologin nocreaterole password null"))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import asyncpg
 import pytest
+from fakes.databases import execute
 
 from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable
 from aiworker.queue.migrate import Migration, apply, migrate, pending, shipped
@@ -78,6 +79,24 @@ async def test_a_table_of_another_shape_is_not_touched(empty_database_url: str) 
         await migrate(empty_database_url)
 
     assert await pending(empty_database_url) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "file"),
+    [
+        ("create table analysis_types (id int)", "0001_tables"),
+        ("create table analysis_spend (id int)", "0006_spend"),
+        ("create type analysis_status as enum ('queued')", "0003_client_functions"),
+        ("create type analysis_priority as enum ('high')", "0001_tables"),
+    ],
+)
+async def test_what_has_a_name_of_ours_is_found_and_the_file_named(
+    empty_database_url: str, in_the_way: str, file: str
+) -> None:
+    await execute(empty_database_url, in_the_way)
+
+    with pytest.raises(ConfigurationError, match=rf"({file}).* was refused .*run it with psql"):
+        await migrate(empty_database_url)
 
 
 async def test_no_database_no_password_and_no_address(database_url: str) -> None:

@@ -227,7 +227,8 @@ $$;
 -- What a client may see of a job.
 do $$
 begin
-  if to_regtype('public.analysis_status') is null then
+  -- One of another kind is in the way, and is told of here rather than at the first request.
+  if not exists (select from pg_type t where t.oid = to_regtype('public.analysis_status') and t.typtype = 'c') then
     create type public.analysis_status as (
       id uuid, user_id uuid, type text, status text, priority integer, attempts integer, max_attempts integer,
       created_at timestamptz, updated_at timestamptz, started_at timestamptz, completed_at timestamptz,

@@ -14,6 +14,11 @@ revoke all on
   public.analysis_jobs, public.analysis_cache, public.analysis_answers, public.analysis_types, public.analysis_limits,
   public.analysis_pauses
 from public, anon, authenticated, service_role, aiworker;
+-- An owner who is called as one of these keeps its rights, here and below: the functions have no others.
+grant all on
+  public.analysis_jobs, public.analysis_cache, public.analysis_answers, public.analysis_types, public.analysis_limits,
+  public.analysis_pauses
+to current_user;
 
 grant select on public.analysis_jobs to authenticated;
 drop policy if exists "users read their own jobs" on public.analysis_jobs;
@@ -51,6 +56,7 @@ begin
        'analysis_queue_depth', 'pause_analyses', 'resume_analyses', 'prune_analyses')
   loop
     execute format('revoke all on function %s from public, anon, authenticated, service_role, aiworker', v_function);
+    execute format('grant execute on function %s to current_user', v_function);
   end loop;
 end;
 $$;
@@ -71,6 +77,7 @@ do $$
 begin
   if to_regclass('public.aiworker_migrations') is not null then
     revoke all on public.aiworker_migrations from public, anon, authenticated, service_role, aiworker;
+    grant all on public.aiworker_migrations to current_user;
     alter table public.aiworker_migrations enable row level security;
     -- So that gateway, worker and doctor can say that something is not applied.
     grant select on public.aiworker_migrations to aiworker;

@@ -21,8 +21,10 @@ $$;
 
 alter table public.analysis_spend enable row level security;
 revoke all on public.analysis_spend from public, anon, authenticated, service_role, aiworker;
+grant all on public.analysis_spend to current_user;
 grant select, insert, update, delete on public.analysis_spend to service_role;
 drop policy if exists "the service may do all" on public.analysis_spend;
 create policy "the service may do all" on public.analysis_spend to service_role using (true);
 revoke all on function public.add_spend from public, anon, authenticated, service_role, aiworker;
+grant execute on function public.add_spend to current_user;
 grant execute on function public.add_spend to aiworker;
