@@ -37,6 +37,25 @@ values = st.recursive(
 )
 inputs = st.dictionaries(texts, values, max_size=3)
 
+# JSON as it may be written, full of what looks like a number with zeros at its end and is none.
+written = st.sampled_from(
+    ["1", "1.0", "1.50", "-1.5", "0.05", "0.050", "100", "1e2", "1.00E+2", "-0.0", "10.010", "true", "null"]
+    + [
+        json.dumps(text, ensure_ascii=False)
+        for text in ("1.0", '"1.0', "\\", '\\"', '1.50\\"2.0', ".0", "é.0\n.50", "")
+    ]
+)
+written_values = st.recursive(
+    written,
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda items: f"[{', '.join(items)}]")
+        | st.lists(st.tuples(st.sampled_from(['"a"', '"b.0"', '"1.0\\\\"']), inner), max_size=4).map(
+            lambda items: f"{{{', '.join(f'{key}: {item}' for key, item in items)}}}"
+        )
+    ),
+    max_leaves=6,
+)
+
 
 @pytest.fixture(scope="module")
 def ask(postgres_server: str, migrated_template: str) -> Iterator[Ask]:
@@ -141,6 +160,26 @@ class TestSameness:
         assert len(keys) == 1
         assert self.key(ask, {"g": True}) not in keys
         assert self.key(ask, {"g": "200"}) not in keys
+
+    @FEW
+    @given(one=written_values, other=written_values)
+    def test_two_are_the_same_where_postgresql_says_so(self, ask: Ask, one: str, other: str) -> None:
+        for each in (other, one.replace("0", "00"), one.replace(".5", ".50"), one.replace(".0", "")):
+            try:
+                json.loads(each)
+            except ValueError:
+                continue
+            same = ask("select $1::text::jsonb = $2::text::jsonb", one, each)
+            assert same == ask(
+                "select analysis_canonical($1::text::jsonb) = analysis_canonical($2::text::jsonb)", one, each
+            )
+
+    def test_depth_and_size_have_a_key_too(self, ask: Ask) -> None:
+        deep = '{"a":' * 2000 + "1.0" + "}" * 2000
+        key = "select analysis_cache_key(row('t', '1', 1, 'everyone')::analysis_types, null, $1::text::jsonb)"
+        assert ask(key, deep) == ask(key, deep.replace("1.0", "1"))
+        large = json.dumps({"n": [1] * 1_000_000})
+        assert ask(key, large) == ask(key, large) != ask(key, large.replace("1]", "2]"))
 
     def test_who_may_share(self, ask: Ask) -> None:
         me, you = UUID(int=1), UUID(int=2)
