@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import date, timedelta
 from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
+from weakref import WeakValueDictionary
 
 from aiworker.domain.errors import DatabaseUnavailable, JobNotFound
 from aiworker.domain.job import ClaimedJob, Enqueued, JobType, JobView, Lease, NewJob, QueueDepth, Renewal
@@ -16,6 +18,7 @@ from aiworker.domain.messages import sentence
 from aiworker.domain.outcome import Outcome
 from aiworker.queue.connect import Connector, Pooler
 from aiworker.queue.database import Database
+from aiworker.queue.errors import translated
 from aiworker.queue.looks import Floors, Walks
 from aiworker.queue.rows import (
     claimed_jobs,
@@ -82,6 +85,8 @@ class PostgresQueue:
         self._walks = Walks()
         self._untold = rules
         self._versions: dict[str, str] | None = None
+        self._timeout_s = timeout_s
+        self._turns: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
         await self._database.__aenter__()
@@ -108,8 +113,24 @@ class PostgresQueue:
             await self.configure(rules)
 
     async def enqueue(self, job: NewJob) -> Enqueued:
-        """Raises TooManyActiveJobs, IdempotencyConflict, UnknownJobType, InputRejected for what cannot be stored."""
+        """Raises TooManyActiveJobs, IdempotencyConflict, UnknownJobType, InputRejected for what cannot be stored.
+
+        A user's jobs are enqueued one after the other; one that waits `timeout_s` for that raises DatabaseUnavailable.
+        """
         await self._tell()
+        if job.unlimited and job.idempotency_key is None:
+            return await self._enqueue(job)
+        # The database takes one of a user's at a time: those that wait for it must not hold every connection meanwhile.
+        turn = self._turns.setdefault(job.user_id, asyncio.Lock())
+        with translated():
+            async with asyncio.timeout(self._timeout_s):
+                await turn.acquire()
+        try:
+            return await self._enqueue(job)
+        finally:
+            turn.release()
+
+    async def _enqueue(self, job: NewJob) -> Enqueued:
         rows = await self._database.fetch(
             _ENQUEUE,
             job.type,

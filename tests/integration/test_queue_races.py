@@ -139,6 +139,19 @@ async def test_the_limit_counts_a_job_whose_transaction_was_still_open(queue: Po
         await second
 
 
+async def test_who_waits_for_himself_takes_no_connection_from_others(database_url: str, other: Any) -> None:
+    user = uuid4()
+    async with PostgresQueue(database_url, RULES, timeout_s=20, connections=2) as queue:
+        await queue.configure(RULES)
+        async with other.transaction():
+            await other.execute("select enqueue_analysis($1, '{}', $2)", TYPE, user)
+            waiting = [asyncio.create_task(queue.enqueue(new_job(user_id=user))) for _ in range(4)]
+            await until_blocked(other)
+            assert (await queue.enqueue(new_job())).job_id is not None
+
+        assert all(each.job_id for each in await asyncio.gather(*waiting))
+
+
 async def test_what_an_old_release_finds_is_not_shared_as_the_new_ones(queue: PostgresQueue, database_url: str) -> None:
     newer = QueueRules((JobType(SHARED, "2", slo_s=20.0, sharing="everyone"),))
     async with PostgresQueue(database_url, newer) as new_release:
