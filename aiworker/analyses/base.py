@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -101,7 +101,8 @@ class StageClock:
             self.elapsed_ms[stage] = self.elapsed_ms.get(stage, 0.0) + spent
 
 
-class Attempt(NamedTuple):
+@dataclass(slots=True)
+class Attempt:
     """What one run of an analysis is given besides its input."""
 
     job_id: UUID

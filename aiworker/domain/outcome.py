@@ -11,7 +11,8 @@ from aiworker.domain.messages import sentence
 from aiworker.domain.retry import RetryPolicy
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: that makes each one, and there is one for every job, three times as dear.
+@dataclass(slots=True)
 class Completed:
     """`result` may be its JSON already; `cache_ttl_s` None keeps it out of the cache (chat, degraded results)."""
 

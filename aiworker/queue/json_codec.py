@@ -12,8 +12,8 @@ _REPLACEMENT = "\ufffd"
 
 
 def encode_jsonb(value: Any) -> bytes:
-    """PostgreSQL's binary form. Raises TypeError for what JSON cannot hold."""
-    return _VERSION + orjson.dumps(value)
+    """PostgreSQL's binary form of a value; bytes are JSON already. Raises TypeError for what JSON cannot hold."""
+    return _VERSION + (value if type(value) is bytes else orjson.dumps(value))
 
 
 def decode_jsonb(data: bytes) -> Any:

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-import orjson
-
 from aiworker.domain.errors import WorkerError
 from aiworker.domain.job import ClaimedJob, Enqueued, JobStatus, JobView, Lease, QueueDepth
 from aiworker.domain.messages import sentence
@@ -15,6 +13,8 @@ from aiworker.domain.outcome import Completed, Failed, Outcome, Retry, label
 from aiworker.queue.json_codec import storable
 
 Row = Mapping[str, Any]
+
+_COMPLETED = "completed"
 
 
 def claimed_jobs(rows: Iterable[Sequence[Any]], token: UUID) -> list[ClaimedJob]:
@@ -68,16 +68,17 @@ def lease_columns(leases: Sequence[Lease]) -> tuple[list[UUID], list[UUID]]:
     return [lease.job_id for lease in leases], [lease.token for lease in leases]
 
 
-def outcome_columns(outcomes: Iterable[tuple[Lease, Outcome]]) -> tuple[list[Any] | None, ...]:
+def outcome_columns(outcomes: Iterable[tuple[Lease, Outcome]]) -> tuple[Sequence[Any] | None, ...]:
     """The arguments of `finalise_analyses`: ids, tokens, kinds, results, cache_ttls_s, delays_s, errors, error_codes.
 
-    A column that nobody uses is None. A result that JSON cannot hold fails its own job, not the whole batch.
+    A column that nobody uses is None, and kinds where all have completed. A result that JSON cannot hold fails its own
+    job, not the whole batch.
     """
-    ordered = sorted(outcomes, key=lambda each: each[0].job_id)
-    rows = [_outcome_row(outcome) for _, outcome in ordered]
+    ordered = sorted(outcomes, key=lambda ended: ended[0].job_id)
     ids, tokens = lease_columns([lease for lease, _ in ordered])
-    kinds, *others = (list(column) for column in zip(*rows, strict=True))
-    return ids, tokens, kinds, *(None if column.count(None) == len(column) else column for column in others)
+    kinds, *others = zip(*[_outcome_row(outcome) for _, outcome in ordered], strict=True)
+    used = (None if column.count(None) == len(column) else column for column in others)
+    return ids, tokens, None if kinds.count(_COMPLETED) == len(kinds) else kinds, *used
 
 
 def _outcome_row(outcome: Outcome) -> tuple[Any, ...]:
@@ -86,7 +87,7 @@ def _outcome_row(outcome: Outcome) -> tuple[Any, ...]:
         # Read by name: a pattern that takes them by place costs every job as much as encoding its result.
         case Completed():
             try:
-                return "completed", orjson.Fragment(storable(outcome.result)), outcome.cache_ttl_s, None, None, None
+                return _COMPLETED, storable(outcome.result), outcome.cache_ttl_s, None, None, None
             except TypeError:
                 code = WorkerError.code
                 return _outcome_row(Failed(sentence(code), code))

@@ -1,10 +1,10 @@
-"""Claims no more jobs than there are free slots, runs each in a task of its own, and stops in two steps."""
+"""Claims no more jobs than there are free slots, runs them, and stops in two steps."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection, Sequence
 
 from aiworker.domain.errors import DeadlineExceeded, InputRejected, QueueError
 from aiworker.domain.job import ClaimedJob
@@ -13,6 +13,7 @@ from aiworker.domain.ports import JobSource
 from aiworker.scheduler.executor import JobExecutor
 from aiworker.scheduler.outcomes import OutcomeWriter, ProgressWriter
 from aiworker.scheduler.running import RunningJob, RunningJobs, StopReason
+from aiworker.scheduler.slots import Slots
 from aiworker.scheduler.turns import Turns
 from aiworker.telemetry.logs import current_job, get_logger
 from aiworker.telemetry.metrics import Metrics
@@ -54,6 +55,7 @@ class Dispatcher:
         self._metrics = metrics
         self._worker_id = worker_id
         self._slots = slots
+        self._work_in_slots = Slots(self._work, self._worked)
         self._lease_s = lease_s
         self._poll_s = poll_s
         self._types = frozenset(types)
@@ -83,17 +85,22 @@ class Dispatcher:
 
     async def drain(self, patience_s: float) -> None:
         """Waits for running jobs, then puts the rest back without costing them an attempt."""
-        tasks = self._tasks()
-        if tasks and patience_s > 0:
-            _, late = await asyncio.wait(tasks, timeout=patience_s)
-            _log.info("drained", finished=len(tasks) - len(late), put_back=len(late))
+        if held := self._running.working:
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._until_worked()
+            except TimeoutError:
+                pass
+            late = self._running.working
+            _log.info("drained", finished=held - late, put_back=late)
         for running in list(self._running.by_id.values()):
             running.stop(StopReason.SHUTDOWN)
-        if tasks := self._tasks():
-            await asyncio.wait(tasks)
+        await self._until_worked()
 
-    def _tasks(self) -> list[asyncio.Task[None]]:
-        return [running.task for running in self._running.by_id.values() if running.task and not running.task.done()]
+    async def _until_worked(self) -> None:
+        while self._running.working:
+            self._running.stirred.clear()
+            await self._running.stirred.wait()
 
     async def _claim_some(self) -> bool:
         """True when more may be waiting: a full batch came back, or it is a suspect's turn now."""
@@ -110,9 +117,9 @@ class Dispatcher:
             return True
         self._metrics.database_up.set(1)
         now = time.monotonic()
-        self._turns.claimed(now, suspect=any(job.apart for job in jobs))
-        for job in jobs:
-            self._start(job, now)
+        # A suspect comes alone.
+        self._turns.claimed(now, suspect=bool(jobs) and jobs[0].apart)
+        self._begin(jobs, now)
         if not jobs and not suspects:
             self._turns.nobody_else_waits(now)
             return True
@@ -124,27 +131,29 @@ class Dispatcher:
             self._suspect_waits = False
         return self._suspect_waits or self._running.apart
 
-    def _start(self, job: ClaimedJob, now: float) -> None:
-        running = RunningJob(job, now)
-        if job.apart and len(self._running):
+    def _begin(self, jobs: Sequence[ClaimedJob], now: float) -> None:
+        begun = [RunningJob(job, now) for job in jobs]
+        alone = not len(self._running)
+        self._running.add(begun)
+        if self._running.apart and not alone:
             # Back it goes, free of charge, to whoever is idle first.
             self._suspect_waits = True
-            self._running.add(running)
-            self._running.worked()
-            self._outcomes.submit(running, Interrupted())
+            for running in begun:
+                self._running.worked()
+                self._outcomes.submit(running, Interrupted())
             return
-        self._running.add(running)
-        self._metrics.pickup_seconds.observe(max(0.0, job.waited_s), job.type)
-        running.task = asyncio.get_running_loop().create_task(self._run_job(running))
+        for job in jobs:
+            self._metrics.pickup_seconds.observe(max(0.0, job.waited_s), job.type)
+        self._work_in_slots.begin(begun)
 
-    async def _run_job(self, running: RunningJob) -> None:
+    def _work(self, running: RunningJob) -> Awaitable[Outcome]:
         job = running.job
         current_job.set(job.lease.job_id)
-        try:
-            outcome: Outcome | None = await self._executor.execute(
-                job, lambda percent, stage: self._progress.report(running, percent, stage)
-            )
-        except asyncio.CancelledError:
+        return self._executor.execute(job, lambda percent, stage: self._progress.report(running, percent, stage))
+
+    def _worked(self, running: RunningJob, outcome: Outcome | None) -> None:
+        job = running.job
+        if outcome is None:
             outcome = self._outcome_of_stop(running)
         self._progress.forget(running)
         if job.apart:

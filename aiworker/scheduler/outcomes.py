@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from uuid import UUID
 
 from aiworker.domain.errors import DatabaseUnavailable, InputRejected, QueueError, WorkerError
@@ -89,12 +90,8 @@ class OutcomeWriter:
             self._running.remove([running])
 
     def _note(self, batch: list[Ended], lost: frozenset[UUID]) -> None:
-        ends: dict[tuple[str, str], int] = {}
-        for running, outcome in batch:
-            lease = running.job.lease
-            end = (running.job.type, _LEASE_LOST if lease.job_id in lost else label(outcome))
-            ends[end] = ends.get(end, 0) + 1
-        self._running.remove(running for running, _ in batch)
+        ends = Counter((running.job.type, _how(running, outcome, lost)) for running, outcome in batch)
+        self._running.remove([running for running, _ in batch])
         for (job_type, how), count in ends.items():
             self._metrics.jobs.labels(job_type, how).inc(count)
             if how == _LEASE_LOST:
@@ -111,10 +108,14 @@ class OutcomeWriter:
                 job_id=job.id,
                 type=job.type,
                 attempt=job.attempt,
-                outcome=_LEASE_LOST if job.id in lost else label(outcome),
+                outcome=_how(running, outcome, lost),
                 waited_s=job.waited_s,
                 took_s=now - running.began,
             )
+
+
+def _how(running: RunningJob, outcome: Outcome, lost: frozenset[UUID]) -> str:
+    return _LEASE_LOST if lost and running.job.lease.job_id in lost else label(outcome)
 
 
 class ProgressWriter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from uuid import UUID
@@ -22,7 +22,7 @@ class StopReason(Enum):
 
 @dataclass(slots=True, eq=False)
 class RunningJob:
-    """`task` and `stop_reason` are written by `stop` and the dispatcher only; `began` is of `time.monotonic()`."""
+    """`task` is set by the slots while it works, `stop_reason` by `stop` only; `began` is of `time.monotonic()`."""
 
     job: ClaimedJob
     began: float
@@ -48,23 +48,33 @@ class RunningJobs:
     by_id: dict[UUID, RunningJob] = field(default_factory=dict)
     working: int = 0
     stirred: asyncio.Event = field(default_factory=asyncio.Event)
+    _suspects: set[RunningJob] = field(default_factory=set)
 
-    def add(self, running: RunningJob) -> None:
-        self.by_id[running.job.lease.job_id] = running
-        self.working += 1
+    def add(self, begun: Collection[RunningJob]) -> None:
+        """An older attempt of one of them, whose lease is gone without that anybody has told us, is stopped."""
+        by_id = self.by_id
+        for running in begun:
+            job = running.job
+            if (older := by_id.get(job.lease.job_id)) is not None:
+                older.stop(StopReason.LEASE_LOST)
+            by_id[job.lease.job_id] = running
+            if job.apart:
+                self._suspects.add(running)
+        self.working += len(begun)
 
     def worked(self) -> None:
         """One of them is done working; its lease is held until the outcome is written."""
         self.working -= 1
         self.stirred.set()
 
-    def remove(self, jobs: Iterable[RunningJob]) -> None:
+    def remove(self, jobs: Collection[RunningJob]) -> None:
         """Forgets them, but for those of which another attempt has begun here meanwhile."""
         by_id = self.by_id
         for running in jobs:
             job_id = running.job.lease.job_id
             if by_id.get(job_id) is running:
                 del by_id[job_id]
+        self._suspects.difference_update(jobs)
         self.stirred.set()
 
     def leases(self) -> list[Lease]:
@@ -78,7 +88,7 @@ class RunningJobs:
     @property
     def apart(self) -> bool:
         """One of them may be what killed a worker."""
-        return any(running.job.apart for running in self.by_id.values())
+        return bool(self._suspects)
 
     def __len__(self) -> int:
         return len(self.by_id)

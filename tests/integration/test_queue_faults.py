@@ -139,7 +139,7 @@ async def test_a_connection_that_goes_silent_costs_no_lease(database_url: str) -
         await queue.enqueue(new_job())
         running = RunningJobs()
         [job] = await queue.claim("w", 1, lease_s, [TYPE])
-        running.add(RunningJob(job, time.monotonic()))
+        running.add([RunningJob(job, time.monotonic())])
         keeper = LeaseKeeper(queue, running, Metrics(), lease_s=lease_s, attempt_timeout_s=60)
         keeping = asyncio.create_task(keeper.run())
         await asyncio.sleep(0.3)

@@ -25,7 +25,7 @@ from aiworker.domain.outcome import Completed, Interrupted, Outcome
 from aiworker.domain.retry import RetryPolicy
 from aiworker.scheduler.leases import LeaseKeeper
 from aiworker.scheduler.outcomes import OutcomeWriter
-from aiworker.scheduler.running import RunningJob, RunningJobs
+from aiworker.scheduler.running import RunningJob, RunningJobs, StopReason
 from aiworker.scheduler.worker import Worker, WorkerLimits
 from aiworker.telemetry.metrics import Metrics
 
@@ -247,7 +247,7 @@ def test_a_cancel_that_nobody_tells_of_is_obeyed_within_a_second() -> None:
         job_id = await put(queue, chat())
         [claimed] = await queue.claim("w", 1, 60, ["unified_assistant"])
         work = asyncio.create_task(asyncio.sleep(3600))
-        running.add(RunningJob(claimed, time.monotonic(), work))
+        running.add([RunningJob(claimed, time.monotonic(), work)])
         keeper = LeaseKeeper(queue, running, Metrics(), lease_s=60, attempt_timeout_s=60)
         keeping = asyncio.create_task(keeper.run())
         await asyncio.sleep(0.1)
@@ -456,13 +456,24 @@ def test_forgetting_an_old_attempt_keeps_the_new_one() -> None:
     lease = Lease(UUID(int=1), UUID(int=2))
     claimed = ClaimedJob(lease, USER, "sofia_text", {}, 1, 3, 20.0, 0.0)
     old, new = RunningJob(claimed, 0.0), RunningJob(claimed, 1.0)
-    jobs.add(old)
+    jobs.add([old])
     jobs.worked()
-    jobs.add(new)
+    jobs.add([new])
 
     jobs.remove([old])
 
     assert jobs.by_id == {claimed.id: new}
+
+
+def test_an_attempt_that_begins_here_stops_the_one_before_it() -> None:
+    """Its lease was lost without a word: the database was away when it ran out, and rescue gave the job back to us."""
+    jobs = RunningJobs()
+    claimed = ClaimedJob(Lease(UUID(int=1), UUID(int=2)), USER, "sofia_text", {}, 1, 3, 20.0, 0.0)
+    old, new = RunningJob(claimed, 0.0), RunningJob(claimed, 1.0)
+    jobs.add([old])
+    jobs.add([new])
+
+    assert (old.stop_reason, new.stop_reason) == (StopReason.LEASE_LOST, None)
 
 
 async def test_a_lost_lease_is_counted_as_that_and_not_as_its_outcome() -> None:
@@ -496,7 +507,7 @@ async def test_only_a_refused_value_makes_a_failure_of_an_outcome(error: Excepti
     queue, running = Refusing(), RunningJobs()
     job_id = await put(queue, job())
     [claimed] = await queue.claim("w", 1, 30, ["sofia_text"])
-    running.add(RunningJob(claimed, 0.0))
+    running.add([RunningJob(claimed, 0.0)])
     writer = OutcomeWriter(queue, running, Metrics())
     writer.submit(running.by_id[job_id], Completed({}))
     writer.close()

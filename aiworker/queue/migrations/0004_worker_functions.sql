@@ -182,13 +182,13 @@ begin
 end;
 $$;
 
--- The arrays run in parallel; `p_kinds` holds completed, retry, failed or interrupted. A retry without attempts left has
--- failed. A result with a `p_cache_ttls_s` above zero is shared with identical requests for that long, unless another
+-- The arrays run in parallel; `p_kinds` holds completed, retry, failed or interrupted, and is null where all have
+-- completed. A retry without attempts left has failed. A result with a `p_cache_ttls_s` above zero is shared with identical requests for that long, unless another
 -- version of the analysis was asked for than the worker's own, which `p_versions` holds by type: while a new release
 -- comes, old workers serve new jobs too. Answers the ids whose lease was gone, with a cancel too: nothing is written of
 -- those.
 create or replace function public.finalise_analyses(
-  p_ids uuid[], p_tokens uuid[], p_kinds text[], p_results jsonb[] default null,
+  p_ids uuid[], p_tokens uuid[], p_kinds text[] default null, p_results jsonb[] default null,
   p_cache_ttls_s double precision[] default null, p_delays_s double precision[] default null,
   p_errors text[] default null, p_error_codes text[] default null, p_versions jsonb default null
 ) returns setof uuid
@@ -204,7 +204,9 @@ declare
   v_followed boolean;
   v_leader record;
 begin
-  if not p_kinds <@ '{completed,retry,failed,interrupted}'::text[] then
+  if p_kinds is null then
+    p_kinds := array_fill('completed'::text, array[cardinality(p_ids)]);
+  elsif not p_kinds <@ '{completed,retry,failed,interrupted}'::text[] then
     raise exception using errcode = '22023', message = 'unknown kind of outcome';
   end if;
 
