@@ -106,8 +106,8 @@ async def until_ended(metrics: Metrics, jobs: int, look_s: float = 0.01) -> None
 
 
 async def drain(url: str, jobs: int, batch: int) -> dict[str, float]:
-    """Jobs that are all there before it begins, by one worker with slots for two batches."""
-    async with opened(url) as (queue, connection), working(queue, url, 2 * batch) as metrics:
+    """Jobs that are all there before it begins, by one worker with slots for four batches; pgqueuer's have no limit."""
+    async with opened(url) as (queue, connection), working(queue, url, 4 * batch) as metrics:
         await fill(connection, WARM_UP)
         await until_ended(metrics, WARM_UP)
         await queue.pause()

@@ -55,29 +55,41 @@ as $$
 #variable_conflict use_column
 declare
   v_looked_at_s double precision := date_part('epoch', now());
+  v_paused boolean;
+  v_due boolean;
+  v_suspected boolean;
   v_apart tid;
   v_heads tid[];
   v_reach integer := p_limit;
   v_wanted integer := p_limit;
   v_taken integer;
 begin
-  if exists (select from analysis_pauses) then
+  -- What is seldom there has one look for all, and a statement of its own only where it is.
+  select exists (select from analysis_pauses),
+         exists (select from analysis_jobs d where d.line = -1 and d.run_after <= now()),
+         p_suspects and exists (select from analysis_jobs j where j.line = -3 and j.status = 'pending')
+    into v_paused, v_due, v_suspected;
+  if v_paused then
     v_looked_at_s := null;
     p_types := array(select t.type from unnest(p_types) as t (type)
                       where not exists (select from analysis_pauses p where p.type in (t.type, '*')));
   end if;
   -- If the server dies before this commit reaches the disk, the job is pending again and the stale token is refused.
   perform set_config('synchronous_commit', 'off', true);
-  -- So many that a crowd which falls due at once keeps no claim waiting; the next claim takes more of it.
-  update analysis_jobs j set line = 0
-   where j.ctid = any (array(
-     select d.ctid from analysis_jobs d where d.line = -1 and d.run_after <= now()
-      order by d.run_after limit 1000 for update skip locked));
-  select j.ctid into v_apart from analysis_jobs j
-   where p_suspects and p_limit > 0 and j.line = -3 and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
-   order by j.place limit 1 for update skip locked;
-  if found then
-    v_looked_at_s := null;
+  if v_due then
+    -- So many that a crowd which falls due at once keeps no claim waiting; the next claim takes more of it.
+    update analysis_jobs j set line = 0
+     where j.ctid = any (array(
+       select d.ctid from analysis_jobs d where d.line = -1 and d.run_after <= now()
+        order by d.run_after limit 1000 for update skip locked));
+  end if;
+  if v_suspected then
+    select j.ctid into v_apart from analysis_jobs j
+     where p_limit > 0 and j.line = -3 and j.status = 'pending' and j.type = any (p_types) and j.attempts < j.max_attempts
+     order by j.place limit 1 for update skip locked;
+    if found then
+      v_looked_at_s := null;
+    end if;
   end if;
   loop
     v_heads := case when v_apart is not null then array[v_apart] else array(
@@ -197,6 +209,8 @@ set search_path = public, pg_temp
 set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
+-- As in the claim: a plan for each call is no better.
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_ended uuid[];
