@@ -136,8 +136,8 @@ _SENTENCES: dict[str, tuple[str, str]] = {
         "The AI model gave an answer that we could not use. Change the text and try again.",
     ),
     "no_provider": (
-        "Nenhum modelo de IA pôde responder a tempo. Tente de novo em alguns minutos.",
-        "No AI model could answer in time. Try again in a few minutes.",
+        "Nenhum modelo de IA pôde responder agora. Tente de novo mais tarde.",
+        "No AI model could answer now. Try again later.",
     ),
     "inference_unavailable": (
         "A detecção de imagens está fora do ar. Tente de novo em alguns minutos.",

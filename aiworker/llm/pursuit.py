@@ -23,6 +23,7 @@ from aiworker.llm.forecast import Size
 from aiworker.llm.lane import Moment
 from aiworker.llm.situation import (
     BUDGET_SPENT,
+    NO_VISION,
     NOT_CONFIGURED,
     TIMED_OUT,
     Ask,
@@ -189,9 +190,9 @@ class Pursuit:
 
     def _nobody(self, step: GiveUp) -> ProviderError:
         self._around.measures.unanswered()
-        configured = {name: code for name, code in step.reasons.items() if code != NOT_CONFIGURED}
-        if len(configured) == 1:
-            name, code = configured.popitem()
+        able = {name: code for name, code in step.reasons.items() if code not in (NOT_CONFIGURED, NO_VISION)}
+        if len(able) == 1:
+            name, code = able.popitem()
             if name in self._errors:
                 return self._errors[name]
             if code == TIMED_OUT:

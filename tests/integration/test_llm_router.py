@@ -187,6 +187,13 @@ async def test_the_only_provider_configured_speaks_for_itself(gemini: FakeGemini
     await router.close()
 
 
+async def test_the_only_provider_that_can_look_speaks_for_itself(router: ModelRouter, gemini: FakeGemini) -> None:
+    """It is not for want of time that nobody described the photo, and another try will not help."""
+    gemini.script(Reply("x", finish="SAFETY"))
+    with pytest.raises(ProviderRefused):
+        await router.complete(ask("gemini", "ollama", images=(JPEG,)), soon())
+
+
 async def test_nobody_configured_or_no_time() -> None:
     with pytest.raises(NoProvider) as caught:
         await ModelRouter({}, {}).complete(ask(), soon())
