@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from aiworker.domain.errors import QueueError
+from aiworker.domain.errors import InputRejected, QueueError
 from aiworker.domain.ports import JobSource
 from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
@@ -37,7 +37,7 @@ class Housekeeper:
         """One batch. True when more may be left."""
         try:
             pruned = await self._source.prune(self._retention_s, _BATCH)
-        except QueueError as error:
+        except (QueueError, InputRejected) as error:
             _log.warning("nothing pruned", exc_info=error)
             return False
         self._metrics.pruned.inc(pruned)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from uuid import UUID
 
-from aiworker.domain.errors import QueueError
+from aiworker.domain.errors import InputRejected, QueueError
 from aiworker.domain.ports import JobSource
 from aiworker.scheduler.running import RunningJobs, StopReason
 from aiworker.telemetry.logs import get_logger
@@ -53,7 +53,7 @@ class LeaseKeeper:
             try:
                 await self._renew()
                 await self._rescue()
-            except QueueError as error:
+            except (QueueError, InputRejected) as error:
                 _log.warning("leases not renewed", held=len(self._running), exc_info=error)
             await self._pause(next_beat - time.monotonic())
 

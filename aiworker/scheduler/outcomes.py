@@ -142,6 +142,6 @@ class ProgressWriter:
             if newest:
                 try:
                     await self._source.report({running.job.lease: said for running, said in newest.items()})
-                except QueueError:
+                except (QueueError, InputRejected):
                     _log.debug("progress dropped: the database is away")
             await asyncio.sleep(_PROGRESS_INTERVAL_S)

@@ -551,6 +551,30 @@ async def test_outcomes_wait_for_the_database_and_are_written_once() -> None:
     assert queue.failures["finalise"] == 0
 
 
+@pytest.mark.parametrize("call", ["renew", "rescue", "prune", "report"])
+async def test_a_row_that_the_database_cannot_work_with_ends_no_worker(call: str) -> None:
+    """A moment without end that somebody wrote by hand, say: the others must not fare like it."""
+
+    class Odd(WatchedQueue):
+        asked = 0
+
+    async def refuse(self: Odd, *_: Any) -> Any:
+        self.asked += 1
+        raise InputRejected("timestamp out of range")
+
+    setattr(Odd, call, refuse)
+    queue, model = Odd(), GatedModel()
+    limits = WorkerLimits("w1", 2, 0.3, 0.05, 30, 5, 60, retention_s=60)
+    async with working(queue, tools(model), limits):
+        job_id = await put(queue, job())
+        await model.begun()
+        async with asyncio.timeout(10):
+            while queue.asked < (1 if call in ("prune", "report") else 2):
+                await asyncio.sleep(0)
+        model.open.set()
+        await queue.until(job_id, JobStatus.COMPLETED)
+
+
 async def test_only_whole_answers_of_cacheable_types_are_shared() -> None:
     queue = WatchedQueue()
 
