@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -49,7 +50,7 @@ class JobExecutor:
         self._analyses = analyses
 
     def execute(self, job: ClaimedJob, report: Callable[[int, str], None]) -> Awaitable[Outcome]:
-        """`report(percent, stage)` is called as stages begin. Raises nothing but CancelledError."""
+        """`report(percent, stage)` is called as stages begin. Raises CancelledError and what ends a process."""
         return self._traced(job, report) if self._traces.kept else self._execute(job, report)
 
     async def _traced(self, job: ClaimedJob, report: Callable[[int, str], None]) -> Outcome:
@@ -74,14 +75,16 @@ class JobExecutor:
             attempt = Attempt(job.id, self._tools, Deadline.after(budget), clock)
             result = await analysis.run(checked_input(analysis, job.input), attempt)
             return self._completed(analysis, clock, result)
-        except Exception as error:  # noqa: BLE001 - the boundary: whatever an analysis raises becomes an outcome
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the boundary: whatever else, as a panic of Rust, is an outcome
             return self.failed(job, error)
         finally:
             self._metrics.job_seconds.observe(time.perf_counter() - started, job.type)
             for stage, spent_ms in clock.elapsed_ms.items():
                 self._metrics.stage_seconds.observe(spent_ms / 1000, job.type, stage)
 
-    def failed(self, job: ClaimedJob, error: Exception) -> Retry | Failed:
+    def failed(self, job: ClaimedJob, error: BaseException) -> Retry | Failed:
         """What becomes of a job whose attempt ended in `error`."""
         outcome = outcome_of_error(
             error,

@@ -11,8 +11,9 @@ from aiworker.scheduler.running import RunningJob
 
 
 class Slots:
-    """A task takes one job after another until none is left, and before each it lets a successor be made for the rest,
-    which begins as soon as this one waits. A task for each job costs a job that never waits as much as all else here.
+    """A task takes one job after another until none is left or it is cancelled. Before each it lets a successor be made
+    for the rest, which begins as soon as this one waits. A task for each job costs a job that never waits as much as
+    all else here.
 
     Args:
         work: begins one job and answers what to wait for: how it ended.
@@ -42,7 +43,8 @@ class Slots:
     async def _work_off(self) -> None:
         task = asyncio.current_task()
         self._successor = None
-        while self._begun:
+        # A cancel cannot be taken back in full: the next job is left to the successor.
+        while self._begun and task is not None and not task.cancelling():
             running = self._begun.popleft()
             if self._begun and self._successor is None:
                 self._make_successor()
@@ -54,9 +56,6 @@ class Slots:
                 except asyncio.CancelledError:
                     outcome = None
                 running.task = None
-                while task is not None and task.cancelling():
-                    # It was this job that somebody cancelled, not the next one.
-                    task.uncancel()
             self._worked(running, outcome)
 
     def _over(self, task: asyncio.Task[None]) -> None:

@@ -119,8 +119,8 @@ def job(text: str = "um ovo", **fields: Any) -> NewJob:
     return NewJob(**({"user_id": uuid4(), "type": "sofia_text", "input": {"text": text}} | fields))
 
 
-def chat() -> NewJob:
-    return job(type="unified_assistant", input={"message": "oi"})
+def chat(**fields: Any) -> NewJob:
+    return job(type="unified_assistant", input={"message": "oi"}, **fields)
 
 
 async def put(queue: MemoryQueue, new: NewJob) -> UUID:
@@ -208,6 +208,21 @@ async def test_a_bug_in_an_analysis_becomes_an_outcome() -> None:
     assert failed.error_code == "internal_error"
     assert failed.error is not None
     assert "content" not in failed.error
+
+
+class Panic(BaseException):
+    """Like that of a library in Rust, which is no Exception."""
+
+
+async def test_a_panic_in_an_analysis_becomes_an_outcome_and_keeps_no_worker_from_stopping() -> None:
+    queue = WatchedQueue()
+
+    async def panicking(_: PromptRequest, __: Deadline) -> Completion:
+        raise Panic
+
+    async with working(queue, tools(SimpleNamespace(complete=panicking))):
+        failed = await queue.until(await put(queue, chat(max_attempts=1)), JobStatus.FAILED)
+    assert failed.error_code == "internal_error"
 
 
 async def test_a_result_that_json_cannot_hold_fails_at_once() -> None:

@@ -65,27 +65,45 @@ async def test_jobs_that_wait_do_so_at_the_same_time() -> None:
 
 
 async def test_a_stopped_job_leaves_nothing_of_its_cancel_to_the_next_one() -> None:
-    tasks = []
+    begun = []
     stopped, following = running(0), running(1)
 
     async def work(job: RunningJob) -> Outcome:
         task = asyncio.current_task()
         assert task is not None
-        tasks.append(task)
+        begun.append(job)
         assert not task.cancelling()
         await asyncio.sleep(0 if job is following else 3600)
         return DONE
 
     told = Told(work)
     told.slots.begin([stopped])
-    while not tasks:
+    while not begun:
         await asyncio.sleep(0)
     stopped.stop(StopReason.CANCELLED)
     # The task that the cancel wakes finds the next job before its own successor does.
     told.slots.begin([following])
     await told.until(2)
     assert told.outcomes == {0: None, 1: DONE}
-    assert tasks[0] is tasks[1]
+
+
+async def test_a_job_that_cancels_its_own_task_cancels_no_other() -> None:
+    async def work(job: RunningJob) -> Outcome:
+        task = asyncio.current_task()
+        assert task is not None
+        assert not task.cancelling()
+        if job is every[0]:
+            # It ends before this comes through.
+            task.cancel()
+        else:
+            await asyncio.sleep(0)
+        return DONE
+
+    every = [running(number) for number in range(3)]
+    told = Told(work)
+    told.slots.begin(every)
+    await told.until(3)
+    assert told.outcomes == {0: DONE, 1: DONE, 2: DONE}
 
 
 async def test_a_job_that_was_stopped_before_it_began_never_begins() -> None:
