@@ -178,6 +178,17 @@ async def test_jobs_that_are_far_from_due_are_not_looked_at(connection: Any) -> 
     assert {float(rows) for rows in scanned} == {0.0}
 
 
+async def test_a_plan_that_was_made_for_an_empty_table_does_not_look_through_delays(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.fetch(CLAIM)
+    await connection.execute(PENDING, 3600.0, 2000)
+    async with connection.transaction(), Plans(connection) as plans:
+        await connection.fetch(CLAIM)
+    await connection.close()
+
+    assert "Rows Removed by Filter" not in "\n".join(plans.texts)
+
+
 async def test_a_crowd_that_falls_due_at_once_keeps_no_claim_waiting(connection: Any) -> None:
     await connection.execute(PENDING, 3600.0, 2500)
     await connection.execute("update analysis_jobs set run_after = now() where line = -1")

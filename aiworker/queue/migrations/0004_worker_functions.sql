@@ -64,9 +64,10 @@ declare
   v_wanted integer := p_limit;
   v_taken integer;
 begin
-  -- What is seldom there has one look for all, and a statement of its own only where it is.
+  -- What is seldom there has one look for all, and a statement of its own only where it is. The order keeps a plan that
+  -- was made for an empty table from looking through all that is delayed.
   select exists (select from analysis_pauses),
-         exists (select from analysis_jobs d where d.line = -1 and d.run_after <= now()),
+         (select true from analysis_jobs d where d.line = -1 and d.run_after <= now() order by d.run_after limit 1),
          p_suspects and exists (select from analysis_jobs j where j.line = -3 and j.status = 'pending')
     into v_paused, v_due, v_suspected;
   if v_paused then
