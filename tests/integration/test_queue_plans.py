@@ -189,6 +189,32 @@ async def test_a_plan_that_was_made_for_an_empty_table_does_not_look_through_del
     assert "Rows Removed by Filter" not in "\n".join(plans.texts)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select * from renew_leases(array[$1::uuid], array[$1::uuid], '6 s')",
+        "select report_progress(array[$1::uuid], array[$1::uuid], '{1}', '{fetch}')",
+        "select finalise_analyses(array[$1::uuid], array[$1::uuid])",
+        "select finalise_analyses(array[$1::uuid], array[$1::uuid], '{retry}')",
+    ],
+)
+async def test_a_plan_that_was_made_for_an_empty_table_does_not_look_through_what_has_ended(
+    database_url: str, call: str
+) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("alter table analysis_jobs set (autovacuum_enabled = off)")
+    await connection.execute("vacuum analyze analysis_jobs")
+    for _ in range(8):
+        # A plan that does not depend on the arguments is made at the sixth call.
+        await connection.fetch(call, uuid4())
+    await connection.execute(FINISHED.replace("1000000", "2000"))
+    async with connection.transaction(), Plans(connection) as plans:
+        await connection.fetch(call, uuid4())
+    await connection.close()
+
+    assert max(float(rows) for rows in re.findall(r"actual rows=([\d.]+)", "\n".join(plans.texts))) < 100
+
+
 async def test_a_crowd_that_falls_due_at_once_keeps_no_claim_waiting(connection: Any) -> None:
     await connection.execute(PENDING, 3600.0, 2500)
     await connection.execute("update analysis_jobs set run_after = now() where line = -1")

@@ -148,6 +148,9 @@ $$;
 -- The leases that still hold, prolonged, and those that went with a cancel; those missing from the answer are lost. A row
 -- that somebody else holds keeps the others waiting for nothing: it is answered as it is, and `rescue_expired` does not
 -- take it either.
+--
+-- `id = any (p_ids)` says nothing new, here and below, but to a plan that was made while the table was empty: that one
+-- would read all of it for each of the ids, until the next analyze.
 create or replace function public.renew_leases(p_ids uuid[], p_tokens uuid[], p_lease interval)
 returns table (id uuid, cancelled boolean)
 language plpgsql security definer
@@ -163,14 +166,14 @@ begin
   with free as materialized (
     select j.ctid as row_id
       from unnest(p_ids, p_tokens) as l (id, token)
-      join analysis_jobs j on j.id = l.id and j.lease_token = l.token
+      join analysis_jobs j on j.id = l.id and j.lease_token = l.token and j.id = any (p_ids)
        for no key update of j skip locked
   ), renewed as (
     update analysis_jobs j set lease_expires_at = now() + p_lease from free f where j.ctid = f.row_id
   )
   select j.id, j.status = 'cancelled'
     from unnest(p_ids, p_tokens) as l (id, token)
-    join analysis_jobs j on j.id = l.id and (j.lease_token = l.token or j.status = 'cancelled');
+    join analysis_jobs j on j.id = l.id and j.id = any (p_ids) and (j.lease_token = l.token or j.status = 'cancelled');
 end;
 $$;
 
@@ -187,7 +190,7 @@ begin
   with free as materialized (
     select j.ctid as row_id, r.progress, r.stage
       from unnest(p_ids, p_tokens, p_progress, p_stages) as r (id, token, progress, stage)
-      join analysis_jobs j on j.id = r.id and j.lease_token = r.token
+      join analysis_jobs j on j.id = r.id and j.lease_token = r.token and j.id = any (p_ids)
        for no key update of j skip locked
   )
   update analysis_jobs j set progress = least(greatest(f.progress, 0), 100), stage = f.stage, updated_at = now()
@@ -244,7 +247,7 @@ begin
              updated_at = now()
         from unnest(p_ids, p_tokens, p_kinds, p_delays_s, p_errors, p_error_codes)
                as o (id, token, kind, delay_s, error, error_code)
-       where j.id = o.id and j.lease_token = o.token
+       where j.id = o.id and j.lease_token = o.token and j.id = any (p_ids)
          and (o.kind = 'interrupted' or (o.kind = 'retry' and j.attempts < j.max_attempts))
       returning j.id
     )
@@ -269,7 +272,7 @@ begin
            updated_at = now()
       from unnest(p_ids, p_tokens, p_kinds, p_results, p_errors, p_error_codes)
              as o (id, token, kind, result, error, error_code)
-     where j.id = o.id and j.lease_token = o.token
+     where j.id = o.id and j.lease_token = o.token and j.id = any (p_ids)
     returning j.id, j.leads
   )
   select array_agg(e.id), bool_or(e.leads) into v_ended, v_followed from ended e;
