@@ -13,7 +13,7 @@ from aiworker.domain.ports import JobSource
 from aiworker.scheduler.executor import JobExecutor
 from aiworker.scheduler.outcomes import OutcomeWriter, ProgressWriter
 from aiworker.scheduler.running import RunningJob, RunningJobs, StopReason
-from aiworker.scheduler.slots import Slots
+from aiworker.scheduler.shared_tasks import SharedTasks
 from aiworker.scheduler.turns import Turns
 from aiworker.telemetry.logs import current_job, get_logger
 from aiworker.telemetry.metrics import Metrics
@@ -55,7 +55,7 @@ class Dispatcher:
         self._metrics = metrics
         self._worker_id = worker_id
         self._slots = slots
-        self._work_in_slots = Slots(self._work, self._worked)
+        self._tasks = SharedTasks(self._work, self._worked)
         self._lease_s = lease_s
         self._poll_s = poll_s
         self._types = frozenset(types)
@@ -144,7 +144,7 @@ class Dispatcher:
             return
         for job in jobs:
             self._metrics.pickup_seconds.observe(max(0.0, job.waited_s), job.type)
-        self._work_in_slots.begin(begun)
+        self._tasks.begin(begun)
 
     def _work(self, running: RunningJob) -> Awaitable[Outcome]:
         job = running.job

@@ -142,6 +142,6 @@ class ProgressWriter:
             if newest:
                 try:
                     await self._source.report({running.job.lease: said for running, said in newest.items()})
-                except (QueueError, InputRejected):
-                    _log.debug("progress dropped: the database is away")
+                except (QueueError, InputRejected) as error:
+                    _log.debug("progress dropped", exc_info=error)
             await asyncio.sleep(_PROGRESS_INTERVAL_S)

@@ -22,7 +22,7 @@ class StopReason(Enum):
 
 @dataclass(slots=True, eq=False)
 class RunningJob:
-    """`task` is set by the slots while it works, `stop_reason` by `stop` only; `began` is of `time.monotonic()`."""
+    """`task` is set while it works, `stop_reason` by `stop` only; `began` is of `time.monotonic()`."""
 
     job: ClaimedJob
     began: float

@@ -199,10 +199,10 @@ end;
 $$;
 
 -- The arrays run in parallel; `p_kinds` holds completed, retry, failed or interrupted, and is null where all have
--- completed. A retry without attempts left has failed. A result with a `p_cache_ttls_s` above zero is shared with identical requests for that long, unless another
--- version of the analysis was asked for than the worker's own, which `p_versions` holds by type: while a new release
--- comes, old workers serve new jobs too. Answers the ids whose lease was gone, with a cancel too: nothing is written of
--- those.
+-- completed. A retry without attempts left has failed. A result with a `p_cache_ttls_s` above zero is shared with
+-- identical requests for that long, unless another version of the analysis was asked for than the worker's own, which
+-- `p_versions` holds by type: while a new release comes, old workers serve new jobs too. Answers the ids whose lease
+-- was gone, with a cancel too: nothing is written of those.
 create or replace function public.finalise_analyses(
   p_ids uuid[], p_tokens uuid[], p_kinds text[] default null, p_results jsonb[] default null,
   p_cache_ttls_s double precision[] default null, p_delays_s double precision[] default null,

@@ -10,7 +10,7 @@ from aiworker.domain.outcome import Outcome
 from aiworker.scheduler.running import RunningJob
 
 
-class Slots:
+class SharedTasks:
     """A task takes one job after another until none is left or it is cancelled. Before each it lets a successor be made
     for the rest, which begins as soon as this one waits. A task for each job costs a job that never waits as much as
     all else here.
@@ -25,14 +25,14 @@ class Slots:
     ) -> None:
         self._work = work
         self._worked = worked
-        self._begun: deque[RunningJob] = deque()
+        self._waiting: deque[RunningJob] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._successor: asyncio.Task[None] | None = None
 
     def begin(self, jobs: Collection[RunningJob]) -> None:
         """Their work begins at the loop's next turn, in their order."""
-        self._begun.extend(jobs)
-        if self._begun and self._successor is None:
+        self._waiting.extend(jobs)
+        if self._waiting and self._successor is None:
             self._make_successor()
 
     def _make_successor(self) -> None:
@@ -44,18 +44,16 @@ class Slots:
         task = asyncio.current_task()
         self._successor = None
         # A cancel cannot be taken back in full: the next job is left to the successor.
-        while self._begun and task is not None and not task.cancelling():
-            running = self._begun.popleft()
-            if self._begun and self._successor is None:
+        while self._waiting and task is not None and not task.cancelling():
+            running = self._waiting.popleft()
+            if self._waiting and self._successor is None:
                 self._make_successor()
-            outcome = None
-            if running.stop_reason is None:
-                running.task = task
-                try:
-                    outcome = await self._work(running)
-                except asyncio.CancelledError:
-                    outcome = None
-                running.task = None
+            running.task = task
+            try:
+                outcome = await self._work(running) if running.stop_reason is None else None
+            except asyncio.CancelledError:
+                outcome = None
+            running.task = None
             self._worked(running, outcome)
 
     def _over(self, task: asyncio.Task[None]) -> None:
@@ -63,5 +61,5 @@ class Slots:
         if task is self._successor:
             # Somebody cancelled it before it had begun.
             self._successor = None
-            if self._begun:
+            if self._waiting:
                 self._make_successor()

@@ -1,4 +1,4 @@
-"""Jobs in slots: each is worked once and told of once, whoever stops what and however long each waits."""
+"""Jobs in shared tasks: each is worked once and told of once, whoever stops what and however long each waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aiworker.domain.job import ClaimedJob, Lease
 from aiworker.domain.outcome import Completed, Outcome
 from aiworker.scheduler.running import RunningJob, StopReason
-from aiworker.scheduler.slots import Slots
+from aiworker.scheduler.shared_tasks import SharedTasks
 
 DONE = Completed(b"{}")
 
@@ -26,7 +26,7 @@ class Told:
 
     def __init__(self, work: Callable[[RunningJob], Awaitable[Outcome]]) -> None:
         self.outcomes: dict[int, Outcome | None] = {}
-        self.slots = Slots(work, self._worked)
+        self.tasks = SharedTasks(work, self._worked)
 
     def _worked(self, job: RunningJob, outcome: Outcome | None) -> None:
         assert job.task is None
@@ -47,7 +47,7 @@ async def test_jobs_that_never_wait_share_two_tasks() -> None:
         return DONE
 
     told = Told(work)
-    told.slots.begin([running(number) for number in range(50)])
+    told.tasks.begin([running(number) for number in range(50)])
     await told.until(50)
     assert len(tasks) <= 2
 
@@ -60,7 +60,7 @@ async def test_jobs_that_wait_do_so_at_the_same_time() -> None:
         return DONE
 
     told = Told(work)
-    told.slots.begin([running(number) for number in range(20)])
+    told.tasks.begin([running(number) for number in range(20)])
     await told.until(20)
 
 
@@ -77,12 +77,12 @@ async def test_a_stopped_job_leaves_nothing_of_its_cancel_to_the_next_one() -> N
         return DONE
 
     told = Told(work)
-    told.slots.begin([stopped])
+    told.tasks.begin([stopped])
     while not begun:
         await asyncio.sleep(0)
     stopped.stop(StopReason.CANCELLED)
     # The task that the cancel wakes finds the next job before its own successor does.
-    told.slots.begin([following])
+    told.tasks.begin([following])
     await told.until(2)
     assert told.outcomes == {0: None, 1: DONE}
 
@@ -101,7 +101,7 @@ async def test_a_job_that_cancels_its_own_task_cancels_no_other() -> None:
 
     every = [running(number) for number in range(3)]
     told = Told(work)
-    told.slots.begin(every)
+    told.tasks.begin(every)
     await told.until(3)
     assert told.outcomes == {0: DONE, 1: DONE, 2: DONE}
 
@@ -115,7 +115,7 @@ async def test_a_job_that_was_stopped_before_it_began_never_begins() -> None:
 
     told = Told(work)
     job = running(0)
-    told.slots.begin([job])
+    told.tasks.begin([job])
     job.stop(StopReason.SHUTDOWN)
     await told.until(1)
     assert told.outcomes == {0: None}
@@ -128,7 +128,7 @@ async def test_jobs_are_worked_though_the_task_that_was_to_begin_them_is_cancell
 
     before = asyncio.all_tasks()
     told = Told(work)
-    told.slots.begin([running(0), running(1)])
+    told.tasks.begin([running(0), running(1)])
     [successor] = asyncio.all_tasks() - before
     successor.cancel()
     await told.until(2)
@@ -162,7 +162,7 @@ def test_each_job_is_told_of_once(jobs: list[tuple[int, int | None, bool]], batc
         told = Told(work)
         every = [running(number) for number in range(len(jobs))]
         for first in range(0, len(every), batch):
-            told.slots.begin(every[first : first + batch])
+            told.tasks.begin(every[first : first + batch])
             await asyncio.sleep(0)
         for turn in range(7):
             for job, (_, stop_at, _) in zip(every, jobs, strict=True):
