@@ -68,6 +68,26 @@ class Reader(Protocol):
         ...
 
 
+class Answer(Protocol):
+    """A pass that has begun. Taken once."""
+
+    def ready(self) -> bool:
+        """It can be taken without a wait for the device."""
+        ...
+
+    def take(self) -> list[tuple[Box, ...]]:
+        """What `detect` gives for its pictures. Raises what the pass failed with."""
+        ...
+
+
+class PassQueue(Protocol):
+    """A device that takes a pass while it is at another. Used by the thread that uses the engine."""
+
+    def begin(self, images: Sequence[Prepared]) -> Answer:
+        """Queued behind those begun before; `images` stay as they are until its answer is taken."""
+        ...
+
+
 class Engine(Protocol):
     """Made from a ChildSpec, in the child. One thread uses it, and others call `prepare` meanwhile."""
 
@@ -97,6 +117,11 @@ class Engine(Protocol):
     @property
     def reader(self) -> Reader | None:
         """None where the cores decode everything."""
+        ...
+
+    @property
+    def queue(self) -> PassQueue | None:
+        """None where a pass takes the thread that calls `detect`."""
         ...
 
     def prepare(self, picture: Picture) -> Prepared:

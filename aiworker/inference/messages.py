@@ -16,7 +16,7 @@ import orjson
 
 from aiworker.inference.interface import Box
 
-VERSION = 2
+VERSION = 3
 PREFIX_BYTES = 4
 MAX_BATCH = 64
 MAX_IMAGE_BYTES = 63 << 20
@@ -61,7 +61,8 @@ class ChildSpec:
 class Ready:
     """The model is loaded and warm. Class ids map to names by position in the two lists.
 
-    `pass_size` is how many pictures the engine gains from putting through the model together.
+    `pass_size` is how many pictures the engine gains from putting through the model together; `queues` says that it
+    takes a pass while it is at another.
     """
 
     kind: ClassVar[str] = "ready"
@@ -71,6 +72,7 @@ class Ready:
     load_s: float
     rss_mb: float
     pass_size: int = 64
+    queues: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ _LEAST_MB = 8
 
 def curve(engine: str, weights: str, device: str, sizes: str, photo: str) -> dict[str, list[float]]:
     """By batch size: median milliseconds of the bare network, of a whole pass (pictures to boxes), and the peak of
-    memory in MB; for an engine that is no network, the pass twice and 0.
+    memory in MB; 0 for an engine that is no network.
     """
     module, _, factory = engine.partition(":")
     runner = getattr(importlib.import_module(module), factory)(ChildSpec(weights, engine, device))
@@ -47,8 +47,9 @@ def curve(engine: str, weights: str, device: str, sizes: str, photo: str) -> dic
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         whole = _median_ms(lambda size=size: runner.detect([prepared] * size))  # type: ignore[misc]
-        bare = whole
-        if torch is not None:
+        if torch is None:
+            bare = 1000 * runner.seconds(size)
+        else:
             batch = torch.from_numpy(np.stack([prepared.pixels] * size)).to(device)
 
             def forward(batch: object = batch) -> None:

@@ -32,6 +32,7 @@ class SleepEngine:
     label = "sleep"
     names: Mapping[int, str] = {0: "thing"}
     reader = None
+    queue = None
 
     def __init__(self, spec: ChildSpec) -> None:
         a, b, cap = spec.weights.split(",")

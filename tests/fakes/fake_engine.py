@@ -42,6 +42,7 @@ class FakeEngine:
     label = "fake"
     pass_size = 64
     reader = None
+    queue = None
     names: Mapping[int, str] = {7: "thing"}
 
     def __init__(self, spec: ChildSpec) -> None:

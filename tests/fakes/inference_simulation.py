@@ -6,7 +6,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aiworker.inference.policy.actions import BatchReport, Cause, Dispatch
 from aiworker.inference.policy.scheduler import Scheduler
@@ -28,7 +28,8 @@ class SimulatedLane:
     """Takes `seconds(n)` for a batch of n, one batch after the other, and `restart_s` to come back from the dead.
 
     `room` is how many pictures find memory together; what does not fit is halved, as a child does it. With none, every
-    second picture is starved.
+    second picture is starved. Then it is busy with the answer for `answer_s`, meanwhile with the next batch if it
+    `queues`.
     """
 
     seconds: Callable[[int], float]
@@ -36,8 +37,11 @@ class SimulatedLane:
     engine: str = "simulated"
     restart_s: float = 0.5
     room: int = 64
+    queues: bool = False
+    answer_s: float = 0.0
     lives: int = 0
     busy_until: float = 0.0
+    answered_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,14 +115,14 @@ class Simulation:
     def _start(self, index: int, now: float) -> None:
         lane = self.lanes[index]
         lane.lives += 1
-        lane.busy_until = now
-        self.scheduler.lane_up(index, lane.engine, lane.pass_size, now)
+        lane.busy_until = lane.answered_at = now
+        self.scheduler.lane_up(index, lane.engine, lane.pass_size, now, queues=lane.queues)
 
     def _drain(self, index: int, now: float) -> None:
         if self.scheduler.load(index) is None:
             return
         old = self.lanes[index]
-        self.lanes.append(SimulatedLane(old.seconds, old.pass_size, old.engine, old.restart_s, old.room))
+        self.lanes.append(replace(old, lives=0))
         self._start(len(self.lanes) - 1, now)
         self.scheduler.drain(index)
 
@@ -150,7 +154,9 @@ class Simulation:
         assert load is not None
         self.record.sent.append(Sent(now, dispatch, was_idle=len(load.flights) == 1))
         begins = max(now, lane.busy_until)
-        lane.busy_until = ends = begins + lane.seconds(len(dispatch.items))
+        through = begins + lane.seconds(len(dispatch.items))
+        lane.answered_at = ends = max(through, lane.answered_at) + lane.answer_s
+        lane.busy_until = through if lane.queues else ends
         life = lane.lives
         if any(self.arrivals[item].kills for item in dispatch.items):
             self._at(ends, lambda later: self._die(dispatch.lane, life, later))

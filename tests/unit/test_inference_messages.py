@@ -98,7 +98,7 @@ def test_a_header_of_the_wrong_form_is_a_clear_error_or_a_message(header: dict[s
 def test_another_version_is_named() -> None:
     _, frame = _framed(m.Stop())
     with pytest.raises(m.FrameInvalid, match="version 9"):
-        m.decode(frame.replace(b'"v":2', b'"v":9'))
+        m.decode(frame.replace(b'"v":3', b'"v":9'))
 
 
 @pytest.mark.parametrize("length", [0, 3])

@@ -37,7 +37,7 @@ def _ended(record: Record) -> list[int]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(_ARRIVALS, _LANES, st.integers(1, 8), _MOMENTS, _MOMENTS, st.sampled_from([64, 64, 3, 1, 0]))
+@given(_ARRIVALS, _LANES, st.integers(1, 8), _MOMENTS, _MOMENTS, st.sampled_from([64, 64, 3, 1, 0]), st.booleans())
 def test_no_request_is_lost_starved_or_answered_twice_and_no_lane_idles(
     arrivals: list[Arrival],
     lanes: list[tuple[float, float, int]],
@@ -45,12 +45,13 @@ def test_no_request_is_lost_starved_or_answered_twice_and_no_lane_idles(
     deaths: list[tuple[float, int]],
     drains: list[tuple[float, int]],
     room: int,
+    queues: bool,
 ) -> None:
     deaths = [(at, lane % len(lanes)) for at, lane in deaths]
     drains = [(at, lane % len(lanes)) for at, lane in drains]
     simulation = Simulation(
         arrivals,
-        [SimulatedLane(linear(a, b), cap, room=room) for a, b, cap in lanes],
+        [SimulatedLane(linear(a, b), cap, room=room, queues=queues) for a, b, cap in lanes],
         max_batch=max_batch,
         deaths=deaths,
         drains=drains,
@@ -324,3 +325,23 @@ def test_who_gave_up_is_forgotten() -> None:
 
 def _deadline(arrival: Arrival) -> float:
     return arrival.at + arrival.patience_s
+
+
+@pytest.mark.parametrize(("queues", "least", "most"), [(True, 0.99, 1.0), (False, 0.0, 0.75)])
+def test_a_device_that_queues_never_waits_for_the_answer_to_its_last_pass(
+    queues: bool, least: float, most: float
+) -> None:
+    pictures, cap, device_s = 640, 8, 0.026
+    lane = SimulatedLane(linear(device_s, 0.0), cap, queues=queues, answer_s=0.010)
+    record = Simulation([Arrival(0.0, 1000.0) for _ in range(pictures)], [lane]).run()
+    took = max(record.answered_at.values())
+    assert least <= pictures / cap * device_s / took <= most
+
+
+def test_a_device_that_queues_still_waits_for_a_fuller_batch() -> None:
+    lane = SimulatedLane(linear(0.1, 0.0), 8, queues=True)
+    arrivals = [Arrival(2 + at / 100, 1000.0) for at in range(8)]
+    # After the first batches, which nobody knows the time of.
+    known = [Arrival(0.5, 1000.0), Arrival(1.0, 1000.0)]
+    record = Simulation([*known, *arrivals], [lane]).run()
+    assert [sent.dispatch.items for sent in record.sent] == [(0,), (1,), (2,), tuple(range(3, 10))]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aiworker.inference.lanes.process import child_environment
 
-_CODE = """
+_CARD = """
 import contextlib, itertools, sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,9 +69,11 @@ torch.empty = lambda *shape, dtype=None, **where: empty(*shape, dtype=dtype)
 folder = Path(sys.argv[1])
 weights = folder / "model.pt"
 weights.write_bytes(b"numbers")
-head = Head({0: "thing"}, "detect", (8, 16, 32), 16, False)
-
 spec = ChildSpec(str(weights), device="cuda:0")
+"""
+
+_ALL = """
+head = Head({0: "thing"}, "detect", (8, 16, 32), 16, False)
 cuda = engine.TorchEngine(spec)
 cuda.load()
 _, options = asked["opened"]
@@ -91,6 +93,7 @@ engine.ensure_export = lambda weights, kind, cache_dir: Export(out, head)
 rt = engine.TensorRtEngine(spec)
 rt.load()
 assert asked["opened"][0] == str(out / "network.engine")
+assert rt.queue is None, "its suppression waits for the card"
 assert rt.label == "tensorrt-cuda-fp16" and rt.pass_size == asked["exported"]["batch"]
 clock = itertools.count(0, 1000)
 nms.time.time = lambda: next(clock)
@@ -143,15 +146,94 @@ except ValueError as error:
 """
 
 
-def test_cuda_runs_in_fp16_graphs_are_recorded_once_and_tensorrt_runs_its_export(tmp_path: Path) -> None:
+_QUEUED = """
+class Event:
+    waited = made = 0
+    def __init__(self, blocking):
+        assert blocking, "a thread that waits takes no core from those that decode"
+    def record(self):
+        Event.made += 1
+    def query(self):
+        return Event.waited == Event.made
+    def synchronize(self):
+        Event.waited += 1
+
+torch.cuda.Event = Event
+
+class Busy(Network):
+    def __init__(self, masks):
+        super().__init__()
+        self.masks, self.crowd = masks, 40
+        self.task = "segment" if masks else "detect"
+    def forward(self, batch):
+        count = sum(batch.shape[2] // side * (batch.shape[3] // side) for side in (8, 16, 32))
+        random = torch.Generator().manual_seed(len(batch))
+        def numbers(*shape):
+            return torch.rand(len(batch), *shape, generator=random) * 6
+        scores = torch.full((len(batch), 2, count), -9.0)
+        # So many for the first picture, fewer for each that follows, and none for the last.
+        for place in range(len(batch) - 1):
+            some = torch.randperm(count, generator=random)[: self.crowd >> place]
+            scores[place, place % 2, some] = torch.rand(len(some), generator=random) * 4
+        raw = {"boxes": numbers(4, count), "scores": scores}
+        if self.masks:
+            raw |= {"mask_coefficient": numbers(3, count) - 3, "proto": numbers(3, 16, 16).half() - 3}
+        return None, raw
+
+for masks in (False, True):
+    network = Busy(masks)
+    def opened(model, **options):
+        names = {0: "thing", 1: "other"}
+        inner = SimpleNamespace(names=names, end2end=False, task=network.task, model=network)
+        return SimpleNamespace(backend=inner, eval=lambda: None)
+    engine.AutoBackend = opened
+    card = engine.TorchEngine(spec)
+    card.load()
+    assert card.queue is card
+    card.warm_up()
+    assert Event.waited == Event.made > 0, "a card that cannot queue shows at the start"
+    groups = [[Prepared(np.full((64, 64, 3), 9 * size, np.uint8), 128, 128)] * size for size in (1, 2, 5)]
+    expected = [card.detect(group) for group in groups]
+    assert [len(each) for each in expected[2]][-1] == 0 < len(expected[2][0])
+    begun = [card.begin(group) for group in groups]
+    assert not begun[0].ready(), "nothing has waited for the card yet"
+    assert [each.take() for each in begun] == expected
+    network.crowd = 84
+    for engine._ROOM in (0, 83, 84, 85, 1000):
+        engine._ROOM_EACH = 0
+        assert card.begin(groups[2]).take() == card.detect(groups[2]), engine._ROOM
+    engine._ROOM, engine._ROOM_EACH = 1024, 64
+
+def unknown(*arguments, **options):
+    raise NotImplementedError("Could not run 'aten::nonzero_static' with arguments from the 'CUDA' backend")
+
+torch.nonzero_static = unknown
+card = engine.TorchEngine(spec)
+card.load()
+card.warm_up()
+assert card.queue is None
+"""
+
+
+def _ran(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-c", _CODE, str(tmp_path)],
-        env=child_environment(os.environ, threads=1) | {"YOLO_CONFIG_DIR": str(tmp_path)},
+        [sys.executable, "-c", _CARD + code, str(folder)],
+        env=child_environment(os.environ, threads=1) | {"YOLO_CONFIG_DIR": str(folder)},
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def test_cuda_runs_in_fp16_graphs_are_recorded_once_and_tensorrt_runs_its_export(tmp_path: Path) -> None:
+    done = _ran(_ALL, tmp_path)
     assert "the cores decode, not the card" in done.stderr
     assert done.stdout.splitlines() == ["CUDA graphs need a CUDA device", "TensorRT needs a CUDA device"]
+
+
+def test_a_queued_pass_finds_what_one_that_is_waited_for_finds_in_crowds_too(tmp_path: Path) -> None:
+    done = _ran(_QUEUED, tmp_path)
+    assert "one pass at a time: Could not run 'aten::nonzero_static'" in done.stderr

@@ -116,10 +116,10 @@ class Intake:
                 raise step
             yield step
 
-    @property
-    def has_more(self) -> bool:
-        """The next step is there already."""
-        return not self._steps.empty()
+    def comes(self, within_s: float = 0.0) -> bool:
+        """The next step is there, or will be within so many seconds."""
+        with self._steps.not_empty:
+            return bool(self._steps.not_empty.wait_for(lambda: self._steps.queue, within_s))
 
     def _run(self) -> None:
         try:

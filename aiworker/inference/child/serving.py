@@ -8,34 +8,26 @@ socket; nothing of the parent's wiring is imported here.
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import socket
 import sys
-import threading
 import time
-from pathlib import Path
 
-from aiworker.domain.errors import InferenceOutOfMemory, InferenceUnavailable, WorkerError
-from aiworker.inference.child.intake import BatchEnd, Intake, Pass, Say
-from aiworker.inference.interface import Box, Engine, Prepared
+from aiworker.inference.child.intake import BatchEnd, Intake, Pass
+from aiworker.inference.child.passes import Passes, failure, is_fatal, rss_mb
+from aiworker.inference.child.voice import Voice
+from aiworker.inference.interface import Engine
 from aiworker.inference.kernel import die_with
 from aiworker.inference.messages import (
     PREFIX_BYTES,
-    BatchDone,
     ChildSpec,
     FrameInvalid,
-    ItemDetected,
-    ItemFailed,
     Message,
-    OutOfMemory,
     Ping,
     Pong,
-    Progress,
     Ready,
     StartFailed,
     Stop,
-    encode,
     frame_length,
 )
 from aiworker.inference.messages import decode as decode_message
@@ -73,7 +65,8 @@ def _serve(line: socket.socket) -> int:
         return 1
     names = engine.names
     load_s = time.monotonic() - started
-    say(Ready(engine.label, tuple(names), tuple(names.values()), load_s, rss_mb(), engine.pass_size))
+    capacity = (engine.pass_size, engine.queue is not None)
+    say(Ready(engine.label, tuple(names), tuple(names.values()), load_s, rss_mb(), *capacity))
 
     def fail(item: int, error: Exception) -> None:
         if is_fatal(error):
@@ -81,48 +74,22 @@ def _serve(line: socket.socket) -> int:
         say(failure(item, error))
 
     intake = Intake(lambda: _receive(line), engine, spec, say, fail)
+    passes = Passes(engine, voice)
     for step in intake.steps():
         match step:
-            case Pass(group):
-                voice.release()
-                answer_pass(engine, group, say, voice.keep)
-            case BatchEnd(batch, begun, decode_s):
-                say(BatchDone(batch, time.monotonic() - begun, rss_mb(), decode_s))
+            case Pass() | BatchEnd():
+                passes.add(step)
+                passes.work(intake.comes)
             case Ping(number):
                 say(Pong(number, rss_mb()))
             case Stop():
+                passes.finish()
                 return 0
             case _:
                 raise FrameInvalid(f"{step.kind} is not for a child")
-        if not intake.has_more:
+        if not intake.comes():
             voice.release()
     return 0
-
-
-class Voice:
-    """What the child says, in order, by any thread. A pass's answers are kept until the batch's end or anything else is
-    said, which mostly is the next moment: each time that it is spoken to costs the parent more than what it is told.
-    """
-
-    def __init__(self, line: socket.socket) -> None:
-        self._line = line
-        self._kept = bytearray()
-        self._speaking = threading.Lock()
-
-    def say(self, message: Message) -> None:
-        self.keep(message)
-        self.release()
-
-    def keep(self, message: Message) -> None:
-        with self._speaking:
-            for part in encode(message):
-                self._kept += part
-
-    def release(self) -> None:
-        with self._speaking:
-            if self._kept:
-                self._line.sendall(self._kept)
-                self._kept.clear()
 
 
 def start_engine(spec: ChildSpec) -> Engine:
@@ -132,61 +99,6 @@ def start_engine(spec: ChildSpec) -> Engine:
     engine.load()
     engine.warm_up()
     return engine
-
-
-def answer_pass(engine: Engine, group: list[tuple[int, Prepared]], say: Say, answer: Say) -> None:
-    """Exactly one ItemDetected or ItemFailed for each item to `answer`, whatever the others do; what cannot wait for
-    them goes to `say`. Raises what is fatal.
-    """
-    begun = time.monotonic()
-    try:
-        found = engine.detect([prepared for _, prepared in group])
-    except Exception as error:
-        # Boundary: a pass can fail for want of memory or for one bad input; halves find out which.
-        if is_fatal(error):
-            raise
-        if is_out_of_memory(error):
-            say(OutOfMemory(len(group)))
-        if len(group) == 1:
-            answer(failure(group[0][0], error))
-            return
-        say(Progress())
-        middle = len(group) // 2
-        answer_pass(engine, group[:middle], say, answer)
-        answer_pass(engine, group[middle:], say, answer)
-        return
-    elapsed_ms = (time.monotonic() - begun) * 1000
-    for (item, prepared), boxes in zip(group, found, strict=True):
-        answer(_result(item, prepared, boxes, elapsed_ms, len(group)))
-
-
-def _result(item: int, prepared: Prepared, boxes: tuple[Box, ...], elapsed_ms: float, size: int) -> ItemDetected:
-    return ItemDetected(item, prepared.width, prepared.height, boxes, elapsed_ms, size)
-
-
-def failure(item: int, error: Exception) -> ItemFailed:
-    """What the parent is told; never any content."""
-    if isinstance(error, WorkerError):
-        return ItemFailed(item, error.code, error.note)
-    if is_out_of_memory(error):
-        return ItemFailed(item, InferenceOutOfMemory.code, type(error).__name__)
-    return ItemFailed(item, InferenceUnavailable.code, type(error).__name__)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Host or device memory ran out; by name, since the class is the engine library's own (torch's, for one)."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
-def is_fatal(error: Exception) -> bool:
-    """The card does nothing more for this process: it ends, and another one does what it had. By name, as above."""
-    return type(error).__name__ == "AcceleratorError"
-
-
-def rss_mb() -> float:
-    """Resident memory of this process in MiB, as the kernel counts it."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _receive(line: socket.socket) -> Message:

@@ -56,6 +56,10 @@ class ExportedEngine:
         """A CPU has none."""
 
     @property
+    def queue(self) -> None:
+        """The CPU is the thread's own."""
+
+    @property
     def names(self) -> Mapping[int, str]:
         return self._loaded[0].head.names
 

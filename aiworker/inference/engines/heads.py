@@ -170,7 +170,7 @@ def visible(coefficients: Floats, prototypes: Floats, corners: Floats, shape: tu
         if not top.size or not left.size:
             continue
         cells = prototypes[:, top[0] : bottom[-1] + 1, left[0] : right[-1] + 1]
-        mask = np.tensordot(coefficients[:, index], cells, 1)
+        mask = np.tensordot(coefficients[:, index], cells.astype(np.float32, copy=False), 1)
         top, bottom, left, right = top - top[0], bottom - top[0], left - left[0], right - left[0]
         tall = mask[top] * (1 - down[:, None]) + mask[bottom] * down[:, None]
         seen[index] = (tall[:, left] * (1 - across) + tall[:, right] * across > 0).any()

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,7 +28,7 @@ from ultralytics.utils import nms
 from aiworker.inference.engines.exports import ensure_export
 from aiworker.inference.engines.heads import Floats, Head, Limits, RawOutput, find_boxes_of, visible
 from aiworker.inference.engines.letterbox import boxes_of, prepare
-from aiworker.inference.interface import Box, Picture, Pixels, Prepared, Reader
+from aiworker.inference.interface import Answer, Box, PassQueue, Picture, Pixels, Prepared, Reader
 from aiworker.inference.messages import MAX_BATCH, ChildSpec
 
 _TASKS = ("detect", "segment")
@@ -35,6 +36,7 @@ _TENSORRT = "network.engine"
 _TENSORRT_BATCH = 16
 _MOST_GRAPHS = 16
 _WARM_UPS = 3
+_ROOM, _ROOM_EACH = 1024, 64
 _Part = TypeVar("_Part")
 
 
@@ -53,6 +55,7 @@ class TorchEngine:
         self._model: AutoBackend | None = None
         self._head: Head | None = None
         self._reader: Reader | None = None
+        self._queues = self._device.type == "cuda"
 
     def load(self) -> None:
         """Raises FileNotFoundError, and what ultralytics raises for a file that is no checkpoint."""
@@ -67,7 +70,15 @@ class TorchEngine:
 
     def warm_up(self) -> None:
         size = self._spec.image_size
-        self.detect([Prepared(np.zeros((size, size, 3), np.uint8), size, size)])
+        pictures = [Prepared(np.zeros((size, size, 3), np.uint8), size, size)]
+        self.detect(pictures)
+        if self.queue is not None:
+            try:
+                self.queue.begin(pictures).take()
+            except NotImplementedError as error:
+                # Releases of torch before 2.6 find so many candidates on a CPU only.
+                print(f"one pass at a time: {error}"[:200], file=sys.stderr)  # noqa: T201
+                self._queues = False
 
     @property
     def label(self) -> str:
@@ -86,6 +97,10 @@ class TorchEngine:
         return self._reader
 
     @property
+    def queue(self) -> PassQueue | None:
+        return self if self._queues else None
+
+    @property
     def names(self) -> Mapping[int, str]:
         return self._loaded(self._head).names
 
@@ -99,6 +114,31 @@ class TorchEngine:
             shape = (batch.shape[1], batch.shape[2])
             rows = self._rows(batch, shape)
         return [boxes_of(each, shape, image) for each, image in zip(rows, images, strict=True)]
+
+    def begin(self, images: Sequence[Prepared]) -> Answer:
+        """Waits for nothing, so there is room for so many candidates and no more: with those of crowds, `detect` finds
+        the answer when it is taken.
+        """
+        with torch.inference_mode():
+            batch = self._together([image.pixels for image in images])
+            outputs = self.forward(batch)
+            room = _ROOM + _ROOM_EACH * len(images)
+            at = torch.nonzero_static(_may_be_something(outputs, self._limits), size=room)
+            parts = (_table(outputs, at), *outputs[3:])
+            found = [part.to("cpu", non_blocking=True) for part in parts]
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            done.record()
+        shape = (batch.shape[1], batch.shape[2])
+
+        def take() -> list[tuple[Box, ...]]:
+            done.synchronize()
+            count = int((found[0][:, 0] >= 0).sum())
+            if count == room:
+                return self.detect(images)
+            rows = self._rows_of([found[0][:count], *found[1:]], len(images), shape)
+            return [boxes_of(each, shape, image) for each, image in zip(rows, images, strict=True)]
+
+        return _Queued(done.query, take)
 
     def _together(self, pictures: Sequence[Pixels]) -> torch.Tensor:
         """(pictures, h, w, 3) on the device, wherever each of them is now."""
@@ -116,8 +156,17 @@ class TorchEngine:
 
     def _rows(self, batch: torch.Tensor, shape: tuple[int, int]) -> list[Floats]:
         """What `find_boxes_of` gives for the pictures of `shape`."""
-        output, pictures = _candidates(self.forward(batch), self._limits.least_score)
-        return find_boxes_of(output, pictures, len(batch), self._loaded(self._head), shape, self._limits)
+        outputs = self.forward(batch)
+        table = _table(outputs, _may_be_something(outputs, self._limits).nonzero())
+        found = [part.cpu() for part in (table, *(outputs[3:] if len(table) else ()))]
+        return self._rows_of(found, len(batch), shape)
+
+    def _rows_of(self, found: list[torch.Tensor], count: int, shape: tuple[int, int]) -> list[Floats]:
+        """`found` are a `_table` of `count` pictures and, where it has any rows, the prototypes of their masks."""
+        head = self._loaded(self._head)
+        table, *prototypes = [each.numpy() for each in found]
+        output, pictures = _raw(table, head, next(iter(prototypes), None))
+        return find_boxes_of(output, pictures, count, head, shape, self._limits)
 
     def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
         # On a card the view is what the network's memory format is: channels last.
@@ -131,17 +180,30 @@ class TorchEngine:
         return part
 
 
-def _candidates(outputs: tuple[torch.Tensor, ...], least_score: float) -> tuple[RawOutput, NDArray[np.intp]]:
-    """What the network says of anchors whose best score is above `least_score`, in one transfer, and whose each is."""
-    parts = outputs[:3]
-    picture, anchor = (outputs[1].amax(1).float() > least_score).nonzero(as_tuple=True)
-    columns = [picture[:, None], anchor[:, None], *(part[picture, :, anchor] for part in parts)]
-    table = torch.cat([column.float() for column in columns], 1).cpu().numpy()
-    splits = np.cumsum([1, 1, *(part.shape[1] for part in parts)])[:-1]
-    (pictures,), (anchors,), sides, scores, *coefficients = np.split(table.T, splits)
-    prototypes = outputs[3].float().cpu().numpy() if len(outputs) > 3 and len(table) else None
-    output = RawOutput(sides, scores, next(iter(coefficients), None), prototypes, anchors.astype(np.intp))
-    return output, pictures.astype(np.intp)
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    ready: Callable[[], bool]
+    take: Callable[[], list[tuple[Box, ...]]]
+
+
+def _may_be_something(outputs: tuple[torch.Tensor, ...], limits: Limits) -> torch.Tensor:
+    """(pictures, anchors): whether the best score is high enough."""
+    return outputs[1].amax(1).float() > limits.least_score
+
+
+def _table(outputs: tuple[torch.Tensor, ...], at: torch.Tensor) -> torch.Tensor:
+    """A row for each (picture, anchor) of `at`: these two, and all that the network says of it, for one transfer."""
+    picture, anchor = at.unbind(1)
+    columns = [at, *(part[picture, :, anchor] for part in outputs[:3])]
+    return torch.cat([column.float() for column in columns], 1)
+
+
+def _raw(table: Floats, head: Head, prototypes: Floats | None) -> tuple[RawOutput, NDArray[np.intp]]:
+    """The same, and whose each anchor is."""
+    splits = np.cumsum([1, 1, 4 * head.bins, len(head.names)])
+    (pictures,), (anchors,), sides, scores, coefficients = np.split(table.T, splits)
+    masks = coefficients if len(coefficients) else None
+    return RawOutput(sides, scores, masks, prototypes, anchors.astype(np.intp)), pictures.astype(np.intp)
 
 
 def _card_reader(device: torch.device, size: int, stride: int) -> Reader | None:
@@ -241,6 +303,10 @@ class TensorRtEngine(TorchEngine):
     @property
     def pass_size(self) -> int:
         return _TENSORRT_BATCH
+
+    @property
+    def queue(self) -> None:
+        """Its suppression waits for the card, a step at a time."""
 
     def load(self) -> None:
         """Raises FileNotFoundError, ExportFailed, and what TensorRT raises."""

@@ -92,7 +92,8 @@ class Driver:
         assert lane.ready is not None  # noqa: S101 - a lane says so when it is
         self._lanes[lane.index] = lane
         self._seen_at[lane.index] = time.monotonic()
-        self.scheduler.lane_up(lane.index, lane.ready.engine, lane.ready.pass_size, time.monotonic())
+        ready, now = lane.ready, time.monotonic()
+        self.scheduler.lane_up(lane.index, ready.engine, ready.pass_size, now, queues=ready.queues)
         if self._canary.image:
             self.test_eyes(lane)
         else:

@@ -34,13 +34,16 @@ class Flight:
 
 @dataclass(slots=True)
 class LaneLoad:
-    """`cap` is the most pictures that the lane is given together now, `full_cap` what its engine gains from."""
+    """`cap` is the most pictures that the lane is given together now, `full_cap` what its engine gains from. One that
+    `queues` begins a batch on its device before it has answered the last.
+    """
 
     index: int
     engine: str
     full_cap: int
     cap: int
     free_since: float
+    queues: bool = False
     flights: deque[Flight] = field(default_factory=deque)
     draining: bool = False
     reserved: bool = False
@@ -66,13 +69,18 @@ class LaneLoad:
             at = max(max(at, flight.sent_at) + flight.expected_s, now)
         return max(at, now, self.paused_until)
 
-    def prefetches_at(self) -> float:
+    def prefetches_at(self, waiting: int) -> float:
         """When a lane with one batch in hand should get its next: late, so that it is full and urgent, but not too late
-        to be decoded by then. Never while it runs a picture that must be alone."""
+        to be decoded by then. Never while it runs a picture that must be alone.
+
+        Of so many `waiting`, a lane that queues gets a full batch at once: its device is through before it says so.
+        """
         if len(self.flights) != MAX_IN_FLIGHT - 1 or not self.open:
             return math.inf
         if self.flights[0].release in (Release.ALONE, Release.CANARY):
             return math.inf
+        if self.queues and waiting >= self.cap:
+            return -math.inf
         ends_at = max(self.flights[0].sent_at, self.free_since) + self.flights[0].expected_s
         return ends_at - _MARGIN_S - self.cap * self._decode_s
 

@@ -48,10 +48,10 @@ class Scheduler:
         """Nobody waits for it any more. True when no lane had it."""
         return self._line.forget(item)
 
-    def lane_up(self, lane: int, engine: str, pass_size: int, now: float) -> None:
-        """A child is loaded and warm."""
+    def lane_up(self, lane: int, engine: str, pass_size: int, now: float, *, queues: bool = False) -> None:
+        """A child is loaded and warm. `queues` is as in `LaneLoad`."""
         cap = max(1, min(pass_size, self._max_batch))
-        self._lanes[lane] = LaneLoad(lane, engine, cap, cap, now)
+        self._lanes[lane] = LaneLoad(lane, engine, cap, cap, now, queues)
 
     def lane_down(self, lane: int) -> tuple[int, ...]:
         """The lane's child is gone; what it had goes back into the line. Returns the pictures that kill children.
@@ -147,7 +147,7 @@ class Scheduler:
         for lane in self._idle(now):
             self._give(lane, now, actions)
         for lane in self._lanes.values():
-            if self._line.waiting and lane.prefetches_at() <= now:
+            if self._line.waiting and lane.prefetches_at(self.ready) <= now:
                 self._give(lane, now, actions)
         return actions
 
@@ -157,7 +157,7 @@ class Scheduler:
             return None
         moments = self._line.moments()
         for lane in self._lanes.values():
-            moments += [lane.prefetches_at(), lane.paused_until]
+            moments += [lane.prefetches_at(self.ready), lane.paused_until]
         return min((moment for moment in moments if moment > now), default=None)
 
     def _idle(self, now: float) -> list[LaneLoad]:
