@@ -29,7 +29,7 @@ class Database:
         connections: most that are open at the same time.
     """
 
-    def __init__(self, connector: Connector, *, timeout_s: float, connections: int = 4) -> None:
+    def __init__(self, connector: Connector, *, timeout_s: float, connections: int) -> None:
         self._connector = connector
         self._timeout_s = timeout_s
         self._connections = connections

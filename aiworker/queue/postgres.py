@@ -76,7 +76,7 @@ class PostgresQueue:
         *,
         timeout_s: float = 10.0,
         application_name: str = "aiworker",
-        connections: int = 4,
+        connections: int = 5,
         pooler: Pooler = "auto",
     ) -> None:
         connector = Connector(database_url, timeout_s=timeout_s, application_name=application_name, pooler=pooler)

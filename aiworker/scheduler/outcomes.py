@@ -19,6 +19,7 @@ from aiworker.telemetry.metrics import Metrics
 _log = get_logger("aiworker.outcomes")
 
 _LARGEST_BATCH = 200
+_WRITES = 2
 _DATABASE_RETRY_S = 0.5
 _PROGRESS_INTERVAL_S = 0.2
 _LEASE_LOST = "lease_lost"
@@ -28,7 +29,8 @@ Ended = tuple[RunningJob, Outcome]
 
 
 class OutcomeWriter:
-    """Takes outcomes at once, writes whatever has gathered while the last write was under way.
+    """Takes outcomes at once, writes whatever has gathered while two writes were under way: while one waits for the
+    server's disk, or for a row that somebody holds, another goes on.
 
     While the database is away outcomes wait here and their leases stay held, so that nothing is done twice.
     """
@@ -39,6 +41,7 @@ class OutcomeWriter:
         self._metrics = metrics
         self._waiting: list[Ended] = []
         self._arrived = asyncio.Event()
+        self._under_way = 0
         self._closing = False
         self._size = _LARGEST_BATCH
 
@@ -52,12 +55,19 @@ class OutcomeWriter:
         self._arrived.set()
 
     async def run(self) -> None:
-        while not (self._closing and not self._waiting):
-            await self._arrived.wait()
-            self._arrived.clear()
-            while self._waiting:
-                batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
-                await self._write(batch)
+        async with asyncio.TaskGroup() as writes:
+            while not (self._closing and not self._waiting and not self._under_way):
+                await self._arrived.wait()
+                self._arrived.clear()
+                while self._waiting and self._under_way < _WRITES:
+                    batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+                    self._under_way += 1
+                    writes.create_task(self._write_beside(batch))
+
+    async def _write_beside(self, batch: list[Ended]) -> None:
+        await self._write(batch)
+        self._under_way -= 1
+        self._arrived.set()
 
     async def _write(self, batch: list[Ended]) -> None:
         try:

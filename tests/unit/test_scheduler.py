@@ -511,6 +511,48 @@ async def test_a_lost_lease_is_counted_as_that_and_not_as_its_outcome() -> None:
     assert metrics.registry.get_sample_value("aiworker_jobs_total", ended) is None
 
 
+async def test_two_writes_are_under_way_and_what_comes_meanwhile_is_gathered() -> None:
+    class Held(WatchedQueue):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[int] = []
+            self.begun = asyncio.Semaphore(0)
+            self.through = [asyncio.Event() for _ in range(3)]
+
+        async def finalise(self, outcomes: Any) -> frozenset[UUID]:
+            self.asked.append(len(outcomes))
+            self.begun.release()
+            await self.through[len(self.asked) - 1].wait()
+            return await super().finalise(outcomes)
+
+    queue, running = Held(), RunningJobs()
+    ids = [await put(queue, job(f"{number} ovos")) for number in range(6)]
+    running.add([RunningJob(claimed, 0.0) for claimed in await queue.claim("w", 6, 30, ["sofia_text"])])
+    writer = OutcomeWriter(queue, running, Metrics())
+    jobs = [running.by_id[job_id] for job_id in ids]
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(writer.run())
+        for one in jobs[:2]:
+            writer.submit(one, Completed({}))
+            await queue.begun.acquire()
+        for one in jobs[2:]:
+            writer.submit(one, Completed({}))
+        writer.close()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert queue.asked == [1, 1]
+        # The first is held, say by a row's lock: the second ends, and all that waited go together.
+        queue.through[1].set()
+        await queue.begun.acquire()
+        assert queue.asked == [1, 1, 4]
+        queue.through[2].set()
+        for job_id in ids[1:]:
+            await queue.until(job_id, JobStatus.COMPLETED)
+        queue.through[0].set()
+    assert (await queue.status(ids[0], None)).status is JobStatus.COMPLETED
+    assert not running.by_id
+
+
 @pytest.mark.parametrize(("error", "status"), [(InputRejected("bad"), JobStatus.FAILED), (QueueError("?"), None)])
 async def test_only_a_refused_value_makes_a_failure_of_an_outcome(error: Exception, status: JobStatus | None) -> None:
     class Refusing(WatchedQueue):
