@@ -1,6 +1,7 @@
 """What one request does next: send, hedge, leave, wait, or give up while there is time to answer without. Pure.
 
-A provider is *safe* when 19 of 20 of its answers would come in time, *possible* when half of them would.
+A provider is *safe* when 19 of 20 of its answers would come in time, *possible* when half of them would, or, where nobody
+else can be asked, might.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class _Option:
     ready_at: float
     last_resort_at: float
     likely_s: float
+    hoped_s: float
     safe_s: float
     late_s: float
     sure_s: float
@@ -60,10 +62,10 @@ class _Option:
         return end_at - self.sure_s
 
     def possible(self, end_at: float) -> bool:
-        return self.last_resort_at + self.likely_s <= end_at + _SAME_S
+        return self.last_resort_at + self.hoped_s <= end_at + _SAME_S
 
     def possible_once_loaded(self, end_at: float) -> bool:
-        return self.load_s > 0 and self.last_resort_at + self.likely_s - self.load_s <= end_at + _SAME_S
+        return self.load_s > 0 and self.last_resort_at + self.hoped_s - self.load_s <= end_at + _SAME_S
 
 
 def decide(
@@ -73,7 +75,9 @@ def decide(
     if now >= ask.end_at - _SAME_S:
         return _give_up(ask, standings, tries, runs, now)
     busy = {run.name for run in runs}
-    options = {name: _option(ask, standings[name], tries.get(name), name, now) for name in _usable(ask, standings)}
+    usable = _usable(ask, standings)
+    alone = len(usable) == 1
+    options = {name: _option(ask, standings[name], tries.get(name), name, now, alone=alone) for name in usable}
     free = [
         option
         for name, option in options.items()
@@ -113,18 +117,21 @@ def _spent(tried: Try | None) -> bool:
     return tried is not None and (tried.final or tried.count >= MOST_TRIES)
 
 
-def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: float) -> _Option:
+def _option(ask: Ask, standing: Standing, tried: Try | None, name: str, now: float, *, alone: bool) -> _Option:
     unknown_s = max(ask.least_s, UNKNOWN_SAFE * ask.total_s)
     outlook = (standing.outlook or _unknown(ask)).tempered(unknown_s)
     sure_s = outlook.load_s + unknown_s if outlook.hearsay else outlook.doubt * outlook.safe_s
     not_before = max(now, tried.not_before) if tried else now
     last_resort_at = standing.ready_at if standing.last_resort_at is None else standing.last_resort_at
     wait_s = standing.wait_s
+    # With nobody else to ask, one slow answer after a quiet minute must not turn away all that come next.
+    doubt = outlook.doubt if alone else 1.0
     return _Option(
         name,
         ready_at=max(not_before, standing.ready_at),
         last_resort_at=max(not_before, last_resort_at),
         likely_s=wait_s + outlook.likely_s,
+        hoped_s=wait_s + outlook.load_s + (outlook.likely_s - outlook.load_s) / doubt,
         safe_s=wait_s + outlook.safe_s,
         late_s=outlook.late_s,
         sure_s=_RESCUE * (wait_s + sure_s),
@@ -154,7 +161,7 @@ def _in_line(ask: Ask, run: Run, own: _Option, free: Sequence[_Option], now: flo
         return Leave(own.name, SLOTS_FULL)
     if not own.possible(ask.end_at):
         return Leave(own.name, SLOTS_FULL)
-    moments = [*last_moments, ask.end_at - own.safe_s, ask.end_at - own.likely_s, ask.end_at]
+    moments = [*last_moments, ask.end_at - own.safe_s, ask.end_at - own.hoped_s, ask.end_at]
     moments += [option.ready_at for option in free]
     return Wait(min(moment for moment in moments if moment > now + _SAME_S))
 

@@ -41,10 +41,11 @@ def takes(likely_s: float, safe_s: float) -> Outlook:
 FAST, SLOW = Standing(outlook=takes(1, 2)), Standing(outlook=takes(6, 20))
 
 outlooks = st.builds(
-    lambda likely, more, hearsay: replace(takes(likely, likely * more), hearsay=hearsay),
+    lambda likely, more, hearsay, doubt: replace(takes(likely, likely * more), hearsay=hearsay, doubt=doubt),
     st.floats(0.05, 30),
     st.floats(1, 5),
     st.booleans(),
+    st.sampled_from([1.0, 1.1, 2.0]),
 )
 standings = st.builds(
     lambda last_resort_at, ready_at, **rest: Standing(
@@ -112,8 +113,11 @@ def test_decision_holds_its_promises(situation) -> None:
             assert name not in tried or tried[name].not_before <= NOW
             outlook = known[name].outlook
             if outlook:
-                # Nobody is asked who would more likely than not be late, unless that is only hearsay.
-                likely_s = outlook.load_s if outlook.hearsay else outlook.likely_s
+                # Nobody is asked who would more likely than not be late, unless that is only hearsay, or said by few
+                # answers and there is nobody else.
+                others = [each for each in wanted.order if each in known and not known[each].never and each != name]
+                doubt = 1.0 if others else outlook.doubt
+                likely_s = outlook.load_s if outlook.hearsay else outlook.likely_s / doubt
                 assert NOW + known[name].wait_s + likely_s <= wanted.end_at + 1e-3
         case Leave(name, code):
             assert name in running
@@ -201,6 +205,21 @@ def test_the_last_moment_does_not_pass_by_while_an_improbable_first_runs() -> No
     runs = [Run("ollama", NOW, NOW + 6)]
     assert decide(ask(), known, {}, runs, NOW + 6) == Wait(pytest.approx(NOW + 12.2))
     assert decide(ask(), known, {}, runs, NOW + 12.2) == Send("gemini")
+
+
+def test_one_slow_answer_turns_nobody_away_who_has_nobody_else_to_ask() -> None:
+    once, often = (Standing(outlook=replace(takes(16, 30), doubt=doubt)) for doubt in (2.0, 1.03))
+    assert decide(ask(), {"ollama": once}, {}, [], NOW) == Send("ollama")
+    gone = Standing(never=NOT_CONFIGURED)
+    assert decide(ask(), {"ollama": once, "gemini": gone}, {}, [], NOW) == Send("ollama")
+    assert isinstance(decide(ask(), {"ollama": often}, {}, [], NOW), GiveUp)
+    assert decide(ask(), {"ollama": once, "gemini": Standing(NOW + 5, "x")}, {}, [], NOW) == Wait(NOW + 5)
+    line = [Run("ollama", NOW)]
+    waits = Standing(wait_s=6, outlook=replace(takes(10, 12), doubt=2.0))
+    assert decide(ask(), {"ollama": waits}, {}, line, NOW) == Wait(NOW + 4)
+    assert decide(ask(), {"ollama": waits, "gemini": Standing(NOW + 40, "x")}, {}, line, NOW) == Leave(
+        "ollama", SLOTS_FULL
+    )
 
 
 def test_hanging_stranger_leaves_the_next_one_its_chance() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 from collections import Counter
@@ -453,6 +454,43 @@ def test_a_load_longer_than_the_deadline_costs_one_request_and_not_all_that_come
     calls, seen = run_virtually(a_day())
     assert seen == ["ollama", ProviderTimeout.code, *["ollama"] * 4]
     assert calls == 6
+
+
+def test_bursts_after_quiet_minutes_are_served_by_one_alone() -> None:
+    """The first answer of each burst is the only one known: where it is slow, those behind it have time all the same."""
+
+    async def day(alone: Scripted, rng: random.Random) -> tuple[int, int]:
+        asked = served = 0
+        loop = asyncio.get_running_loop()
+        router = ModelRouter(
+            {"ollama": alone},
+            {"ollama": LaneRules(2, local=True, keep_alive_s=1800)},
+            clock=loop.time,
+            wall=lambda: 1.8e9 + loop.time(),
+            dice=random.Random(7).random,
+        )
+
+        async def one() -> None:
+            nonlocal served
+            request = PromptRequest("sofia_text", "s", "p", ("ollama", "gemini"))
+            with contextlib.suppress(NoProvider, ProviderTimeout):
+                await router.complete(request, Deadline(loop.time() + SLO_S))
+                served += 1
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(60):
+                for _ in range(6):
+                    asked += 1
+                    group.create_task(one())
+                    await asyncio.sleep(rng.expovariate(2))
+                await asyncio.sleep(75)
+        return asked, served
+
+    rng = random.Random(3)
+    alone = Scripted("ollama", lognormal(rng, 4, 8))
+    asked, served = run_virtually(day(alone, rng))
+    assert served >= 0.95 * asked
+    assert alone.wasted <= 0.04 * asked
 
 
 def test_nobody_waits_for_a_long_outage() -> None:
