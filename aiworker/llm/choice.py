@@ -1,7 +1,7 @@
 """What one request does next: send, hedge, leave, wait, or give up while there is time to answer without. Pure.
 
-A provider is *safe* when 19 of 20 of its answers would come in time, *possible* when half of them would, or, where nobody
-else can be asked, might.
+A provider is *safe* when 19 of 20 of its answers would come in time, *possible* when half of them would. Where nobody
+else can be asked, it is while they might.
 """
 
 from __future__ import annotations

@@ -457,7 +457,7 @@ def test_a_load_longer_than_the_deadline_costs_one_request_and_not_all_that_come
 
 
 def test_bursts_after_quiet_minutes_are_served_by_one_alone() -> None:
-    """The first answer of each burst is the only one known: where it is slow, those behind it have time all the same."""
+    """The first answer of each burst is the only one known: those behind a slow one have time all the same."""
 
     async def day(alone: Scripted, rng: random.Random) -> tuple[int, int]:
         asked = served = 0
