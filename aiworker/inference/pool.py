@@ -89,6 +89,7 @@ class InferencePool:
             await asyncio.wait([self._care_task])
         if self._relief is not None:
             self._relief.cancel()
+        self._caretaker.close()
         await self._fleet.stop()
         self._driver.close()
         self._driver.requests.reject_all(InferenceUnavailable, _STOPPING)
@@ -127,14 +128,14 @@ class InferencePool:
 
         Raises ImageUnreadable, MediaTooLarge, ImageKillsChild, InferenceUnavailable, DeadlineExceeded.
         """
-        if self._stopping or self._all_failed():
-            raise InferenceUnavailable(self._cause())
+        self._refuse_where_nobody_serves()
         if self._caretaker.paused:
             try:
                 async with asyncio.timeout(deadline.remaining()):
                     await self._caretaker.admitted()
             except TimeoutError:
                 raise DeadlineExceeded("memory was short for too long") from None
+            self._refuse_where_nobody_serves()
         return await self._driver.ask(image, deadline)
 
     async def reload(self, weights: str) -> None:
@@ -197,6 +198,10 @@ class InferencePool:
             self._driver.requests.reject_all(InferenceUnavailable, self._cause())
         else:
             self._settled.clear()
+
+    def _refuse_where_nobody_serves(self) -> None:
+        if self._stopping or self._all_failed():
+            raise InferenceUnavailable(self._cause())
 
     def _all_failed(self) -> bool:
         return all(lane.state is LaneState.FAILED for lane in self._fleet.lanes)

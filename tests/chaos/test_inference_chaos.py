@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -363,6 +364,27 @@ async def test_admission_pauses_while_memory_is_short_and_resumes() -> None:
         care._rules = CareRules()
         assert (await waiting).height == 20
         assert pool.admitting
+
+
+async def test_one_without_a_deadline_is_answered_and_leaves_the_slack_of_the_others_finite() -> None:
+    async with _pool(metrics=(metrics := Metrics())) as pool:
+        await asyncio.gather(
+            *(_detect(pool, seconds=seconds) for seconds in (math.inf, math.nan, _LONG)), return_exceptions=True
+        )
+        assert (await _detect(pool, seconds=math.inf)).height == 20
+        total = metrics.registry.get_sample_value("aiworker_inference_slack_seconds_sum")
+        assert total is not None
+        assert math.isfinite(total)
+
+
+async def test_who_waits_outside_for_memory_is_told_when_the_pool_stops() -> None:
+    async with _pool(care=CareRules(budget_mb=1.0)) as pool:
+        await _until(lambda: not pool.admitting)
+        outside = _detect(pool, seconds=math.inf)
+        await asyncio.sleep(0)
+        await pool.stop()
+        with pytest.raises(InferenceUnavailable, match="stopping"):
+            await asyncio.wait_for(outside, _LONG)
 
 
 async def test_children_that_grew_within_their_limits_do_not_keep_admission_paused() -> None:

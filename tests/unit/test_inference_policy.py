@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -321,6 +322,17 @@ def test_who_gave_up_is_forgotten() -> None:
     scheduler.submit(2, 1.0, None)
     assert scheduler.decide(1.0) == [TakeOut((2,), Cause.DEADLINE_PASSED)]
     assert scheduler.next_at(1.0) is None
+
+
+def test_a_deadline_that_is_no_number_has_passed_and_harms_no_other() -> None:
+    scheduler = Scheduler(4)
+    for item, deadline_at in ((1, 5.0), (2, math.nan), (3, 4.0), (4, math.inf), (5, -math.inf)):
+        scheduler.submit(item, deadline_at, None)
+    scheduler.lane_up(0, "fake", 64, 0.0)
+    assert scheduler.decide(0.0) == [TakeOut((2, 5), Cause.DEADLINE_PASSED), Dispatch(0, 1, (3, 1, 4))]
+    scheduler.submit(6, math.nan, None)
+    assert scheduler.withdraw(6)
+    assert scheduler.waiting == 0
 
 
 def _deadline(arrival: Arrival) -> float:

@@ -48,6 +48,10 @@ class Caretaker:
         """Returns when new requests may come in."""
         await self._admitting.wait()
 
+    def close(self) -> None:
+        """Nobody waits outside any more; the pool says why it does not take them."""
+        self._admitting.set()
+
     async def run(self) -> None:
         """Until cancelled."""
         await asyncio.to_thread(self._load_times)

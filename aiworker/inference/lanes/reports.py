@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from aiworker.inference.policy.actions import BatchReport
 from aiworker.inference.policy.choice import Release
 from aiworker.telemetry.metrics import Metrics
@@ -20,7 +22,9 @@ class Reports:
         self._metrics.batch_size.observe(report.size)
         self._metrics.batch_seconds.observe(report.seconds)
         self._metrics.batch_released.labels(report.release.value).inc()
-        self._metrics.batch_slack.observe(max(0.0, report.slack_s))
+        if math.isfinite(report.slack_s):
+            # Without a deadline there is none, and one infinite value would be the sum of all for ever.
+            self._metrics.batch_slack.observe(max(0.0, report.slack_s))
         if report.expected_s > 0:
             self._metrics.batch_prediction.observe(report.seconds / report.expected_s)
 

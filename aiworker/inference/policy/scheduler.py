@@ -6,6 +6,7 @@ It owns the line of waiting requests and knows what each lane has in hand. The p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from aiworker.inference.policy.actions import Action, BatchReport, Cause, Dispatch, TakeOut
@@ -42,7 +43,8 @@ class Scheduler:
         return self._lanes.get(lane)
 
     def submit(self, item: int, deadline_at: float, shape: Shape | None) -> None:
-        self._line.enter(Waiting(item, deadline_at, shape))
+        """A deadline that is no number has passed; in a line in order it would hide itself and others."""
+        self._line.enter(Waiting(item, -math.inf if math.isnan(deadline_at) else deadline_at, shape))
 
     def withdraw(self, item: int) -> bool:
         """Nobody waits for it any more. True when no lane had it."""
