@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import threading
 from pathlib import Path
 
@@ -57,6 +58,26 @@ def test_a_damaged_export_is_made_again(weights: Path, made: list[Path], name: s
     assert ensure_export(str(weights), "onnx") == first
     assert file.read_bytes() == before
     assert made == [first.folder] * 2
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_what_was_made_of_other_weights_is_not_kept(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    def export(command: list[str], **rest: object) -> subprocess.CompletedProcess[str]:
+        write_head(_HEAD, Path(command[-1]))
+        if replaced:
+            weights.write_bytes(b"other numbers")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(exports.subprocess, "run", export)
+    folder = export_folder(weights, "onnx")
+    if replaced:
+        with pytest.raises(ExportFailed, match=r"model\.pt was replaced"):
+            ensure_export(str(weights), "onnx")
+    else:
+        assert ensure_export(str(weights), "onnx").folder == folder
+    assert folder.exists() is not replaced
 
 
 def test_many_at_once_make_one(weights: Path, made: list[Path]) -> None:

@@ -120,6 +120,9 @@ def _make(weights: Path, kind: str, folder: Path, timeout_s: float) -> None:
         if done.returncode != 0:
             last = done.stderr.strip().splitlines()[-1:]
             raise ExportFailed(f"the export to {kind} failed: {''.join(last)[:300]}")
+        if export_folder(weights, kind, str(folder.parent.parent)) != folder:
+            # Kept, it would be what is served for the old ones whenever they come back.
+            raise ExportFailed(f"{weights.name} was replaced while it was exported")
         fresh.rename(folder)
 
 
