@@ -164,12 +164,14 @@ def _spec(settings: Settings, weights: Path, device: str) -> ChildSpec:
 
 
 def _ground(settings: Settings, spec: ChildSpec, machine: Machine, placement: Placement) -> _Ground:
+    # Two that do not fit together would be measured over the budget, and then one of them placed with half the threads.
+    processes = min(settings.inference_processes, placement.devices * placement.room)
     if spec.device == "cpu":
         card = ""
         every = candidates(
             machine.cores,
             precision=settings.inference_precision,
-            processes=settings.inference_processes,
+            processes=processes,
             threads=settings.inference_threads,
         )
     else:
@@ -177,10 +179,10 @@ def _ground(settings: Settings, spec: ChildSpec, machine: Machine, placement: Pl
         cards = placement.devices
         every = card_candidates(
             machine.cores // cards,
-            processes=-(-settings.inference_processes // cards),
+            processes=-(-processes // cards),
             threads=settings.inference_threads,
         )
-    choices = [each for each in every if not missing_packages(each.engine)]
+    choices = [each for each in every if each.processes <= placement.room and not missing_packages(each.engine)]
     sample = Sample(sample_picture(), max_batch=placement.children[0].max_batch)
     return _Ground(spec, choices, sample, profile_file(_cache_dir(settings), spec, choices, card))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aiworker.domain.errors import ConfigurationError
@@ -51,11 +52,13 @@ class ChildPlan:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`budget_mb` is for the parent and all children; `notes` say what was decided and why, for a person."""
+    """`budget_mb` is for the parent and all children; `notes` say what was decided and why, for a person. `room` is how
+    many children fit on each of the devices, were they wished for."""
 
     children: tuple[ChildPlan, ...]
     budget_mb: float
     notes: tuple[str, ...]
+    room: int
 
     @property
     def devices(self) -> int:
@@ -75,11 +78,19 @@ def place(machine: Machine, wishes: Wishes, needs: Needs | None = None) -> Place
         if wishes.device.startswith("cuda"):
             raise ConfigurationError(f"INFERENCE_DEVICE is {wishes.device}, but {notes[-1]}")
         children = _on_cpu(machine, wishes, needs, budget_mb, notes)
-    return Placement(tuple(children), budget_mb, tuple(notes))
+    elif 0 < wishes.further_mb < needs.gpu_ram_mb:
+        raise ConfigurationError(
+            f"YOLO_MORE_MODELS_MB is {wishes.further_mb:.0f}, and on a GPU a model takes {needs.gpu_ram_mb:.0f} of it"
+        )
+    room = _room(children, machine, wishes, needs, budget_mb)
+    return Placement(tuple(children), budget_mb, tuple(notes), room)
 
 
 def _budget(machine: Machine, wishes: Wishes) -> tuple[float, list[str]]:
     there = f"{machine.memory_mb:.0f} MB ({machine.limited_by})"
+    if wishes.budget_mb > machine.memory_mb:
+        # Never reached, it would never make anybody wait, and the kernel would kill somebody instead.
+        return machine.memory_mb, [f"budget {there}: MEMORY_BUDGET_MB is {wishes.budget_mb:.0f}, more than there is"]
     if wishes.budget_mb:
         return wishes.budget_mb, [f"budget {wishes.budget_mb:.0f} MB: MEMORY_BUDGET_MB, of {there}"]
     system_mb = max(_LEAST_SYSTEM_MB, _SYSTEM_SHARE * machine.memory_mb)
@@ -146,12 +157,22 @@ def _share(gpu: Gpu, machine: Machine, wishes: Wishes) -> tuple[float, str]:
     return half_mb, f"{max(0.0, half_mb):.0f} MB free beyond the half that is left to Ollama"
 
 
+def _room(children: Sequence[ChildPlan], machine: Machine, wishes: Wishes, needs: Needs, budget_mb: float) -> int:
+    used = {child.device for child in children}
+    if used == {"cpu"}:
+        return int((budget_mb - _PARENT_MB) // needs.cpu_mb)
+    shares_mb = [_share(gpu, machine, wishes)[0] for gpu in machine.gpus if f"cuda:{gpu.index}" in used]
+    on_cards = int(min(shares_mb) // (needs.vram_mb + needs.vram_per_image_mb))
+    return max(1, min(on_cards, int((budget_mb - _PARENT_MB) // needs.gpu_ram_mb) // len(used)))
+
+
 def _on_cpu(machine: Machine, wishes: Wishes, needs: Needs, budget_mb: float, notes: list[str]) -> list[ChildPlan]:
     fits = int((budget_mb - _PARENT_MB) // needs.cpu_mb)
     if fits < 1:
+        cure = ", free memory or lower YOLO_MORE_MODELS_MB" if wishes.further_mb else " or free memory"
         raise ConfigurationError(
             f"one child needs {_PARENT_MB + needs.cpu_mb:.0f} MB and {budget_mb:.0f} may be used: "
-            "raise MEMORY_BUDGET_MB or free memory"
+            f"raise MEMORY_BUDGET_MB{cure}"
         )
     wanted = wishes.processes or min(machine.cores, _MOST_CPU_CHILDREN)
     count = min(wanted, fits)

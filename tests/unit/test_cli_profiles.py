@@ -49,6 +49,29 @@ async def test_on_a_card_the_engine_is_measured_too(
     assert found == [(engine, "cuda:0", 2)] * 4
 
 
+@pytest.mark.parametrize(("wished", "processes"), [(0, {1}), (4, {1})])
+async def test_only_what_fits_into_the_budget_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wished: int, processes: set[int]
+) -> None:
+    machine = Machine(2, 16_000.0, 12_000.0)
+    asked: list[Candidate] = []
+
+    async def measured(file: Path, spec: ChildSpec, choices: Sequence[Candidate], *rest: object) -> Profile:
+        asked.extend(choices)
+        return Profile(tuple(Measured(each, images_per_s=each.processes) for each in choices))
+
+    monkeypatch.setattr(placing, "read_machine", lambda *_: machine)
+    monkeypatch.setattr(profiles, "known_or_measured", measured)
+    weights = tmp_path / "a.pt"
+    weights.write_bytes(b"numbers")
+    settings = load_settings(
+        inference_engine="auto", models_dir=tmp_path, memory_budget_mb=700, inference_processes=wished
+    )
+    plan = await profiles.plan_for(settings, weights)
+    assert {each.processes for each in asked} == processes
+    assert [spec.threads for spec in plan.specs] == [2]
+
+
 @pytest.mark.parametrize("engine", ["auto", "torch"])
 def test_the_placement_that_is_shown_is_the_one_that_was_measured_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,10 @@ def test_children_fit_the_machine(
 @pytest.mark.parametrize(
     ("machine", "wishes", "says"),
     [
-        (_VPS, {"budget_mb": 300.0}, "MEMORY_BUDGET_MB"),
+        (_VPS, {"budget_mb": 300.0}, "MEMORY_BUDGET_MB or"),
+        (_VPS, {"budget_mb": 1_400.0, "further_mb": 1_000.0}, "YOLO_MORE_MODELS_MB"),
+        (_machine(_T4), {"further_mb": 1_000.0}, "YOLO_MORE_MODELS_MB is 1000, and on a GPU a model takes 1500"),
+        (Machine(2, 512, 400, limited_by="cgroup"), {"budget_mb": 24_000.0}, "512 may be used"),
         (_VPS, {"device": "cuda"}, "no GPU"),
         (_machine(_T4), {"device": "cuda:3"}, "GPUs 0 to 0 only"),
         (_machine(("T4", 15_000, 400)), {"device": "cuda:0"}, "no room"),
@@ -123,6 +127,33 @@ def test_whatever_is_there_the_plan_stays_within_it(
         taken_mb = sum(needs.vram_mb + plan.max_batch * needs.vram_per_image_mb for plan in plans)
         assert taken_mb <= gpus[int(device[5:])].free_mb
     assert placement.notes
+
+
+@pytest.mark.parametrize(
+    ("machine", "wishes", "room"),
+    [
+        (Machine(2, 24_000, 20_000), {"budget_mb": 700.0}, 1),
+        (Machine(2, 24_000, 20_000), {"budget_mb": 1_500.0, "processes": 8}, 3),
+        (_machine(_T4), {"budget_mb": 5_000.0}, 3),
+        (_machine(_T4, _L4), {"budget_mb": 10_000.0}, 3),
+        (_machine(_T4, _L4), {"budget_mb": 1_700.0}, 1),
+        (_machine(("GTX 1050", 4_000, 2_900), _L4), {}, 2),
+    ],
+)
+def test_there_is_room_for_as_many_as_a_wish_would_bring(
+    machine: Machine, wishes: dict[str, object], room: int
+) -> None:
+    placement = place(machine, Wishes(**wishes))  # type: ignore[arg-type]
+    wishes |= {"processes": 64 * placement.devices}
+    most = Counter(plan.device for plan in place(machine, Wishes(**wishes)).children)  # type: ignore[arg-type]
+    assert placement.room == room
+    assert min(most.values()) >= room
+
+
+def test_a_budget_over_what_is_there_is_cut_to_it() -> None:
+    placement = place(Machine(2, 2_000, 1_800, limited_by="cgroup"), Wishes(budget_mb=24_000.0, processes=16))
+    assert (placement.budget_mb, len(placement.children)) == (2_000, 4)
+    assert placement.notes[0] == "budget 2000 MB (cgroup): MEMORY_BUDGET_MB is 24000, more than there is"
 
 
 def test_the_reasons_are_told() -> None:
