@@ -12,12 +12,13 @@ import pytest
 from fakes.fake_engine import PASS_FAILS, FakeEngine, picture
 from PIL import Image
 
-from aiworker.inference.child import intake
+from aiworker.inference.child import intake, serving
 from aiworker.inference.child.intake import BatchEnd, Intake, Pass, steps_of
 from aiworker.inference.child.passes import Passes, failure
 from aiworker.inference.child.voice import Voice
 from aiworker.inference.interface import Box, Jpeg, Picture, Prepared
 from aiworker.inference.messages import (
+    BatchDone,
     ChildSpec,
     DetectBatch,
     ItemDetected,
@@ -25,7 +26,10 @@ from aiworker.inference.messages import (
     Message,
     OutOfMemory,
     Ping,
+    Pong,
     Progress,
+    Ready,
+    Stop,
     encode,
 )
 
@@ -225,6 +229,51 @@ def test_answers_are_said_with_what_comes_next() -> None:
         voice.keep(Ping(8))
         voice.release()
         assert ours.recv(1 << 16) == b"".join(encode(Ping(8)))
+
+
+class _Unhurried(FakeEngine):
+    """A card whose pass is through once it has been asked how it does."""
+
+    begun, asked = threading.Event(), threading.Event()
+
+    def __init__(self, spec: ChildSpec) -> None:
+        super().__init__(spec)
+        self.queue = self  # type: ignore[assignment]
+
+    def begin(self, images: Sequence[Prepared]) -> _Unhurried:
+        self.begun.set()
+        self.images = images
+        return self
+
+    def ready(self) -> bool:
+        return self.asked.is_set()
+
+    def take(self) -> list[tuple[Box, ...]]:
+        return self.detect(self.images)
+
+
+def test_a_question_meanwhile_does_not_keep_a_pass_in_hand_unanswered() -> None:
+    spec = ChildSpec("none", f"{__name__}:{_Unhurried.__name__}")
+    ours, childs = socket.socketpair()
+    with ours, childs:
+        ours.settimeout(20)
+        child = threading.Thread(target=serving._serve, args=[childs], daemon=True)
+        child.start()
+
+        def tell(message: Message) -> None:
+            ours.sendall(b"".join(encode(message)))
+
+        tell(spec)
+        assert isinstance(serving._receive(ours), Ready)
+        tell(DetectBatch(1, (5,), (picture(),)))
+        assert _Unhurried.begun.wait(20)
+        tell(Ping(3))
+        assert isinstance(serving._receive(ours), Pong)
+        _Unhurried.asked.set()
+        assert [type(serving._receive(ours)) for _ in range(2)] == [ItemDetected, BatchDone]
+        tell(Stop())
+        child.join(20)
+        assert not child.is_alive()
 
 
 def test_a_slow_decoder_says_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ class Passes:
             if isinstance(first, _Begun) and not self._has_another() and not first.answer.ready():
                 if comes(_LOOK_AGAIN_S):
                     return
+                self._voice.release()
                 continue
             self._end(self._line.popleft())
 
@@ -71,8 +72,8 @@ class Passes:
             try:
                 answer = queue.begin(pictures)
             except Exception as error:  # noqa: BLE001
-                # Boundary: as in `_answer`, where its turn is.
-                answer = _Failed(error)
+                # Boundary: as in `_answer`, where its turn is. What it had on the card must not wait with it.
+                answer = _Failed([error.with_traceback(None)])
         return _Begun(group, answer, at)
 
     def _end(self, first: _Begun | BatchEnd) -> None:
@@ -121,15 +122,17 @@ class _Later:
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """A pass that did not begin."""
+    """A pass that did not begin. It gives its error away: one raised from here would keep the pictures, in a ring of
+    frames, just when memory is short.
+    """
 
-    error: Exception
+    errors: list[Exception]
 
     def ready(self) -> bool:
         return True
 
     def take(self) -> list[tuple[Box, ...]]:
-        raise self.error
+        raise self.errors.pop()
 
 
 def _result(item: int, prepared: Prepared, boxes: tuple[Box, ...], elapsed_ms: float, size: int) -> ItemDetected:

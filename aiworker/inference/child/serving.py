@@ -79,7 +79,6 @@ def _serve(line: socket.socket) -> int:
         match step:
             case Pass() | BatchEnd():
                 passes.add(step)
-                passes.work(intake.comes)
             case Ping(number):
                 say(Pong(number, rss_mb()))
             case Stop():
@@ -87,6 +86,7 @@ def _serve(line: socket.socket) -> int:
                 return 0
             case _:
                 raise FrameInvalid(f"{step.kind} is not for a child")
+        passes.work(intake.comes)
         if not intake.comes():
             voice.release()
     return 0
