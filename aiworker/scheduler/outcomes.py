@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Coroutine
 from uuid import UUID
 
 from aiworker.domain.errors import DatabaseUnavailable, InputRejected, QueueError, WorkerError
@@ -32,6 +33,9 @@ class OutcomeWriter:
     """Takes outcomes at once, writes whatever has gathered while two writes were under way: while one waits for the
     server's disk, or for a row that somebody holds, another goes on.
 
+    What was not taken is tried again in halves, by one write at a time and never together with what came later: a row
+    that somebody holds is soon alone, and keeps others waiting no longer than it takes to find that out.
+
     While the database is away outcomes wait here and their leases stay held, so that nothing is done twice.
     """
 
@@ -41,9 +45,10 @@ class OutcomeWriter:
         self._metrics = metrics
         self._waiting: list[Ended] = []
         self._arrived = asyncio.Event()
+        self._again: deque[list[Ended]] = deque()
+        self._trying_again = False
         self._under_way = 0
         self._closing = False
-        self._size = _LARGEST_BATCH
 
     def submit(self, running: RunningJob, outcome: Outcome) -> None:
         self._waiting.append((running, outcome))
@@ -56,16 +61,32 @@ class OutcomeWriter:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as writes:
-            while not (self._closing and not self._waiting and not self._under_way):
+            while not (self._closing and not self._waiting and not self._again and not self._under_way):
                 await self._arrived.wait()
                 self._arrived.clear()
-                while self._waiting and self._under_way < _WRITES:
-                    batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+                while self._under_way < _WRITES and (write := self._next()) is not None:
                     self._under_way += 1
-                    writes.create_task(self._write_beside(batch))
+                    writes.create_task(write)
+
+    def _next(self) -> Coroutine[None, None, None] | None:
+        if self._again and not self._trying_again:
+            self._trying_again = True
+            return self._write_again(self._again.popleft())
+        if self._waiting:
+            batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+            return self._write_beside(batch)
+        return None
+
+    async def _write_again(self, batch: list[Ended]) -> None:
+        await self._write(batch)
+        self._trying_again = False
+        self._through()
 
     async def _write_beside(self, batch: list[Ended]) -> None:
         await self._write(batch)
+        self._through()
+
+    def _through(self) -> None:
         self._under_way -= 1
         self._arrived.set()
 
@@ -74,14 +95,12 @@ class OutcomeWriter:
             lost = await self._source.finalise([(running.job.lease, outcome) for running, outcome in batch])
         except DatabaseUnavailable as error:
             _log.warning("outcomes wait for the database", waiting=len(batch), exc_info=error)
-            # A row that somebody holds keeps its whole batch waiting: smaller ones find it, and others come first.
-            self._size = max(1, self._size // 2)
-            self._waiting += batch
+            middle = len(batch) // 2
+            self._again += [half for half in (batch[:middle], batch[middle:]) if half]
             await asyncio.sleep(_DATABASE_RETRY_S)
         except WorkerError as error:
             await self._write_apart(batch, error)
         else:
-            self._size = min(_LARGEST_BATCH, 2 * self._size)
             self._note(batch, lost)
 
     async def _write_apart(self, batch: list[Ended], error: WorkerError) -> None:

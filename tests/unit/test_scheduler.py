@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import pytest
@@ -23,6 +24,7 @@ from aiworker.domain.errors import DatabaseUnavailable, InputRejected, MediaUnav
 from aiworker.domain.job import ClaimedJob, JobStatus, JobType, JobView, Lease, NewJob, Renewal
 from aiworker.domain.outcome import Completed, Interrupted, Outcome
 from aiworker.domain.retry import RetryPolicy
+from aiworker.scheduler import outcomes
 from aiworker.scheduler.leases import LeaseKeeper
 from aiworker.scheduler.outcomes import OutcomeWriter
 from aiworker.scheduler.running import RunningJob, RunningJobs, StopReason
@@ -551,6 +553,53 @@ async def test_two_writes_are_under_way_and_what_comes_meanwhile_is_gathered() -
         queue.through[0].set()
     assert (await queue.status(ids[0], None)).status is JobStatus.COMPLETED
     assert not running.by_id
+
+
+def test_rows_that_somebody_holds_keep_nobody_else_waiting_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of forty, while another outcome comes every half second."""
+    # Tracebacks in colour would take seconds.
+    monkeypatch.setattr(outcomes, "_log", Mock())
+
+    class HeldRows(MemoryQueue):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held: set[UUID] = set()
+            self.written_at: dict[UUID, float] = {}
+
+        async def finalise(self, outcomes: Any) -> frozenset[UUID]:
+            ids = {lease.job_id for lease, _ in outcomes}
+            if ids & self.held:
+                await asyncio.sleep(10)
+                raise DatabaseUnavailable("held")
+            await asyncio.sleep(0.002)
+            self.written_at |= dict.fromkeys(ids, asyncio.get_running_loop().time())
+            return await super().finalise(outcomes)
+
+    async def waits() -> tuple[list[float], list[float]]:
+        queue, running = HeldRows(), RunningJobs()
+        clock = asyncio.get_running_loop().time
+        ids = [await put(queue, job(f"{number} ovos")) for number in range(320)]
+        running.add([RunningJob(claimed, 0.0) for claimed in await queue.claim("w", 320, 3000, ["sofia_text"])])
+        queue.held = {ids[7], ids[30]}
+        writer = OutcomeWriter(queue, running, Metrics())
+        writing = asyncio.create_task(writer.run())
+        submitted_at = {}
+        for number, job_id in enumerate(ids):
+            if number >= 40:
+                await asyncio.sleep(0.5)
+            submitted_at[job_id] = clock()
+            writer.submit(running.by_id[job_id], Completed({}))
+        others = [job_id for job_id in ids if job_id not in queue.held]
+        waited = [queue.written_at.get(job_id, clock()) - submitted_at[job_id] for job_id in others]
+        queue.held.clear()
+        writer.close()
+        await writing
+        assert not running.by_id, "in the end they are written too"
+        return waited[:38], waited[38:]
+
+    beside, later = run_virtually(waits())
+    assert max(beside) < 12 * 10.5, "a dozen halves hold one of the two"
+    assert max(later) < 1
 
 
 @pytest.mark.parametrize(("error", "status"), [(InputRejected("bad"), JobStatus.FAILED), (QueueError("?"), None)])
