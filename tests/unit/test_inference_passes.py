@@ -157,6 +157,23 @@ def test_without_another_step_an_answer_is_taken_as_soon_as_it_is_there() -> Non
     assert 0 < max(waits) < 0.001, "a card is fast, and so must be who looks at it"
 
 
+def test_a_card_that_does_not_answer_is_looked_at_less_and_less() -> None:
+    """Or its child would look busy for as long as the card hangs."""
+    card = Card([])
+    waits: list[float] = []
+
+    def comes(within_s: float) -> bool:
+        waits.append(within_s)
+        card.through = sum(waits) >= 10
+        return False
+
+    passes = Passes(card, Heard([]))
+    passes.add(_pass(1))
+    passes.work(comes)
+    assert len(waits) < 200
+    assert all(later < 0.001 + 0.06 * sum(waits[:place]) for place, later in enumerate(waits)), "nor is it seen late"
+
+
 def test_elsewhere_a_pass_is_done_at_once_whatever_comes() -> None:
     events: list[str] = []
     heard = Heard(events)

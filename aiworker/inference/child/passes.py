@@ -19,7 +19,7 @@ from aiworker.inference.child.voice import Voice
 from aiworker.inference.interface import Answer, Box, Engine, Prepared
 from aiworker.inference.messages import BatchDone, ItemDetected, ItemFailed, OutOfMemory, Progress
 
-_LOOK_AGAIN_S = 0.0003
+_LOOK_AGAIN_S, _LOOK_LATER = 0.0003, 1.05
 Group = list[tuple[int, Prepared]]
 Comes = Callable[[float], bool]
 """Whether another step is there within so many seconds."""
@@ -46,13 +46,19 @@ class Passes:
         self._line.append(self._begin(step.group) if isinstance(step, Pass) else step)
 
     def work(self, comes: Comes) -> None:
-        """Answers what can be answered, and leaves the last pass to its device when another step comes meanwhile."""
+        """Answers what can be answered, and leaves the last pass to its device when another step comes meanwhile.
+
+        It looks at the device later each time, by a twentieth of the wait so far: a child that waits for one that hangs
+        must be seen to do nothing.
+        """
+        wait_s = _LOOK_AGAIN_S
         while self._line:
             first = self._line[0]
             if isinstance(first, _Begun) and not self._has_another() and not first.answer.ready():
-                if comes(_LOOK_AGAIN_S):
+                if comes(wait_s):
                     return
                 self._voice.release()
+                wait_s *= _LOOK_LATER
                 continue
             self._end(self._line.popleft())
 
