@@ -70,7 +70,9 @@ class Settings(BaseSettings):
         description="further models that jobs may ask for by name (`plates=/weights/plates-seg.pt,large=yolov8s`)",
     )
     yolo_more_models_mb: int = Field(
-        1000, ge=450, description="memory for all further models; the one unused longest makes room"
+        1000,
+        ge=450,
+        description="memory for all further models, 1500 or more on a GPU; the one unused longest makes room",
     )
     memory_budget_mb: int = Field(
         0, ge=0, description="memory for the worker and its children; 0 takes what is there, 24 GB at most"

@@ -165,7 +165,8 @@ def _spec(settings: Settings, weights: Path, device: str) -> ChildSpec:
 
 def _ground(settings: Settings, spec: ChildSpec, machine: Machine, placement: Placement) -> _Ground:
     # Two that do not fit together would be measured over the budget, and then one of them placed with half the threads.
-    processes = min(settings.inference_processes, placement.devices * placement.room)
+    processes = min(settings.inference_processes, len(placement.children))
+    most = -(-processes // placement.devices) or placement.room
     if spec.device == "cpu":
         card = ""
         every = candidates(
@@ -182,7 +183,7 @@ def _ground(settings: Settings, spec: ChildSpec, machine: Machine, placement: Pl
             processes=-(-processes // cards),
             threads=settings.inference_threads,
         )
-    choices = [each for each in every if each.processes <= placement.room and not missing_packages(each.engine)]
+    choices = [each for each in every if each.processes <= most and not missing_packages(each.engine)]
     sample = Sample(sample_picture(), max_batch=placement.children[0].max_batch)
     return _Ground(spec, choices, sample, profile_file(_cache_dir(settings), spec, choices, card))
 

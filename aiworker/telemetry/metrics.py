@@ -85,7 +85,11 @@ class Metrics:
             "aiworker_inference_admission_pauses", "Times that memory kept new pictures outside", registry=r
         )
         self.children = Gauge("aiworker_inference_children", "Inference processes by state", ["state"], registry=r)
-        self.child_restarts = Gauge("aiworker_inference_child_restarts", "Restarts since start", registry=r)
+        self.child_restarts = Gauge(
+            "aiworker_inference_child_restarts",
+            "Restarts of the children that there are; one that was replaced starts at none",
+            registry=r,
+        )
         self.child_rss = Gauge("aiworker_inference_child_rss_bytes", "Memory of all children", registry=r)
         self.llm_calls = Counter(
             "aiworker_llm_calls", "Answers of language models", ["provider", "outcome"], registry=r

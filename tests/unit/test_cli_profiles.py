@@ -72,6 +72,28 @@ async def test_only_what_fits_into_the_budget_is_measured(
     assert [spec.threads for spec in plan.specs] == [2]
 
 
+async def test_a_wish_that_cards_do_not_share_evenly_is_measured_as_the_fullest_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(8, 32_000.0, 30_000.0, tuple(Gpu(index, "Card", 24_000.0, 23_000.0) for index in range(2)))
+    asked: list[Candidate] = []
+
+    async def measured(file: Path, spec: ChildSpec, choices: Sequence[Candidate], *rest: object) -> Profile:
+        asked.extend(choices)
+        return Profile(tuple(Measured(each, images_per_s=1.0) for each in choices))
+
+    monkeypatch.setattr(placing, "read_machine", lambda *_: machine)
+    monkeypatch.setattr(profiles, "known_or_measured", measured)
+    weights = tmp_path / "a.pt"
+    weights.write_bytes(b"numbers")
+    settings = load_settings(
+        inference_engine="auto", models_dir=tmp_path, memory_budget_mb=5_000, inference_processes=3
+    )
+    plan = await profiles.plan_for(settings, weights)
+    assert {(each.processes, each.threads) for each in asked} == {(2, 2)}
+    assert [(spec.device, spec.threads) for spec in plan.specs] == [("cuda:0", 2), ("cuda:0", 2), ("cuda:1", 2)]
+
+
 @pytest.mark.parametrize("engine", ["auto", "torch"])
 def test_the_placement_that_is_shown_is_the_one_that_was_measured_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
