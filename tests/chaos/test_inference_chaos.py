@@ -52,6 +52,7 @@ from aiworker.inference.weights import edition_of
 from aiworker.telemetry.metrics import Metrics
 
 _LONG = 60.0
+_EITHER = pytest.mark.parametrize("engine", ["FakeEngine", "QueueingEngine"])
 _QUICK = LanePolicy(start_s=30.0, stop_grace_s=2.0, restart=RestartPolicy(base_s=0.01, cap_s=0.2))
 
 
@@ -94,8 +95,9 @@ def _all_ready(pool: InferencePool) -> bool:
     return all(entry["state"] in ("ready", "busy") for entry in pool.snapshot())
 
 
-async def test_children_killed_under_load_lose_nothing() -> None:
-    async with _pool(processes=2) as pool:
+@_EITHER
+async def test_children_killed_under_load_lose_nothing(engine: str) -> None:
+    async with _pool(processes=2, engine=engine) as pool:
         await _until(lambda: _all_ready(pool))
         tasks = [_detect(pool, SLOW) for _ in range(60)]
         # Twice a child is killed with pictures in hand: a third time could look like a picture that kills.
@@ -140,9 +142,10 @@ async def test_a_child_stopped_while_it_loads_is_replaced_too() -> None:
         await pool.stop()
 
 
+@_EITHER
 @pytest.mark.parametrize("poison", [KILLS_CHILD, STOPS_CHILD, SEGFAULTS])
-async def test_a_picture_that_kills_is_rejected_alone(poison: int) -> None:
-    async with _pool(processes=2) as pool:
+async def test_a_picture_that_kills_is_rejected_alone(poison: int, engine: str) -> None:
+    async with _pool(processes=2, engine=engine) as pool:
         heights = [20, 21, poison, 22, 23, 24, 25, 26]
         results = await asyncio.gather(*(_detect(pool, height) for height in heights), return_exceptions=True)
         rejected = [result for result in results if isinstance(result, ImageKillsChild)]
@@ -152,9 +155,10 @@ async def test_a_picture_that_kills_is_rejected_alone(poison: int) -> None:
         assert (await _detect(pool)).height == 20, "the pool serves on"
 
 
-async def test_a_hung_child_is_replaced_and_a_slow_one_is_waited_for() -> None:
+@_EITHER
+async def test_a_hung_child_is_replaced_and_a_slow_one_is_waited_for(engine: str) -> None:
     patience = replace(_QUICK, patience=Patience(hung_s=1.0))
-    async with _pool(processes=2, lane=patience) as pool:
+    async with _pool(processes=2, engine=engine, lane=patience) as pool:
         hangs, spins = _detect(pool, HANGS), _detect(pool, SPINS)
         assert (await spins).height == SPINS
         with pytest.raises(ImageKillsChild):
@@ -163,9 +167,10 @@ async def test_a_hung_child_is_replaced_and_a_slow_one_is_waited_for() -> None:
         assert causes == {"hung"}
 
 
-async def test_a_child_whose_engine_fails_for_good_is_replaced_and_loses_no_picture() -> None:
+@_EITHER
+async def test_a_child_whose_engine_fails_for_good_is_replaced_and_loses_no_picture(engine: str) -> None:
     """Neither those that it is given, nor others; only the one that breaks every child is refused."""
-    async with _pool(processes=2) as pool:
+    async with _pool(processes=2, engine=engine) as pool:
         await _until(lambda: _all_ready(pool))
         breaks = _detect(pool, BREAKS)
         good = [_detect(pool) for _ in range(30)]

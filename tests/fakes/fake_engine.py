@@ -11,12 +11,13 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from aiworker.inference.interface import Box, Picture, Prepared
+from aiworker.inference.interface import Answer, Box, Picture, Prepared
 from aiworker.inference.messages import ChildSpec
 
 KILLS_CHILD = 66
@@ -87,6 +88,24 @@ class FakeEngine:
         if SLOW in heights:
             time.sleep(0.05)
         return [((7, 0.9, 0.0, 0.0, float(image.width), float(image.height)),) for image in images]
+
+
+class QueueingEngine(FakeEngine):
+    """Does its passes one after the other on a thread, as a card does."""
+
+    def __init__(self, spec: ChildSpec) -> None:
+        super().__init__(spec)
+        self.queue = self  # type: ignore[assignment]
+        self.card = ThreadPoolExecutor(1, "card")
+
+    def begin(self, images: Sequence[Prepared]) -> Answer:
+        return _Queued(self.card.submit(self.detect, images))
+
+
+class _Queued:
+    def __init__(self, pass_: Future[list[tuple[Box, ...]]]) -> None:
+        self.ready = pass_.done
+        self.take = pass_.result
 
 
 class BrokenEngine(FakeEngine):

@@ -63,6 +63,11 @@ class Card(FakeEngine):
         self.events.append(f"begin {self.begun}")
         return Answered(self, self.begun, images)
 
+    def detect(self, images: Sequence[Prepared]) -> list[tuple[Box, ...]]:
+        if len(images) > self.room:
+            raise OutOfMemoryError("CUDA out of memory")
+        return super().detect(images)
+
 
 @dataclass
 class Answered:
@@ -183,7 +188,23 @@ def test_elsewhere_a_pass_is_done_at_once_whatever_comes() -> None:
     assert [type(each) for each in heard.messages] == [ItemDetected, ItemDetected]
 
 
-def test_a_pass_that_finds_no_memory_when_it_begins_is_halved_in_its_turn() -> None:
+def test_a_pass_for_which_there_is_no_memory_beside_another_runs_whole_in_its_turn() -> None:
+    class Cramped(Card):
+        def begin(self, images: Sequence[Prepared]) -> Answered:
+            if self.open:
+                raise OutOfMemoryError("CUDA out of memory")
+            return super().begin(images)
+
+    heard = Heard([])
+    passes = Passes(Cramped(heard.events), heard)
+    for step in (_pass(1), _end(1), _pass(2, 3), _end(2)):
+        passes.add(step)
+        passes.work(_comes)
+    passes.finish()
+    assert [type(each) for each in heard.messages] == [ItemDetected, BatchDone, ItemDetected, ItemDetected, BatchDone]
+
+
+def test_a_pass_that_finds_no_memory_at_all_is_halved_in_its_turn() -> None:
     heard = Heard([])
     passes = Passes(Card(heard.events, room=1), heard)
     for step in (_pass(1), _pass(2, 3), _pass(4), _end(1)):
@@ -231,10 +252,8 @@ def test_a_card_that_is_lost_when_a_pass_begins_ends_the_child() -> None:
             raise type("AcceleratorError", (RuntimeError,), {})("an illegal memory access")
 
     heard = Heard([])
-    passes = Passes(Lost(), heard)
-    passes.add(_pass(1))
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        passes.work(_comes)
+        Passes(Lost(), heard).add(_pass(1))
     assert not heard.messages, "another child will answer"
 
 

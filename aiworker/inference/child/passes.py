@@ -72,14 +72,14 @@ class Passes:
 
     def _begin(self, group: Group) -> _Begun:
         at, pictures = time.monotonic(), [prepared for _, prepared in group]
-        queue = self._engine.queue
         answer: Answer = _Later(lambda: self._engine.detect(pictures))
-        if queue is not None:
+        if (queue := self._engine.queue) is not None:
             try:
                 answer = queue.begin(pictures)
-            except Exception as error:  # noqa: BLE001
-                # Boundary: as in `_answer`, where its turn is. What it had on the card must not wait with it.
-                answer = _Failed([error.with_traceback(None)])
+            except Exception as error:
+                # Boundary: as in `_answer`. Once the pass before it is through, there may be memory for all of it.
+                if is_fatal(error):
+                    raise
         return _Begun(group, answer, at)
 
     def _end(self, first: _Begun | BatchEnd) -> None:
@@ -124,21 +124,6 @@ class _Later:
 
     def ready(self) -> bool:
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """A pass that did not begin. It gives its error away: one raised from here would keep the pictures, in a ring of
-    frames, just when memory is short.
-    """
-
-    errors: list[Exception]
-
-    def ready(self) -> bool:
-        return True
-
-    def take(self) -> list[tuple[Box, ...]]:
-        raise self.errors.pop()
 
 
 def _result(item: int, prepared: Prepared, boxes: tuple[Box, ...], elapsed_ms: float, size: int) -> ItemDetected:
