@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         description="further models that jobs may ask for by name (`plates=/weights/plates-seg.pt,large=yolov8s`)",
     )
     yolo_more_models_mb: int = Field(
-        1000,
+        1500,
         ge=450,
         description="memory for all further models, 1500 or more on a GPU; the one unused longest makes room",
     )

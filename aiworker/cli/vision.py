@@ -20,7 +20,7 @@ from aiworker.inference.placement import Needs
 from aiworker.inference.policy.care import CareRules
 from aiworker.inference.pool import InferencePool, PoolRules
 from aiworker.inference.shelf import Further, ModelShelf
-from aiworker.inference.weights import resolve_weights
+from aiworker.inference.weights import kept_copy, resolve_weights
 from aiworker.settings import Settings
 from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
@@ -68,7 +68,17 @@ def _further(settings: Settings, specs: Sequence[ChildSpec], rules: PoolRules, m
 
 
 async def _weights_of(settings: Settings, model: str) -> Path:
-    return await asyncio.to_thread(resolve_weights, model, settings.models_dir)
+    return await asyncio.to_thread(_kept, settings, model)
+
+
+def _kept(settings: Settings, model: str) -> Path:
+    weights = resolve_weights(model, settings.models_dir)
+    try:
+        return kept_copy(weights, settings.models_dir / ".cache" / "weights")
+    except OSError as error:
+        note = "no place for a copy of the weights: a child that starts again takes what lies there by then"
+        _log.warning(note, weights=str(weights), reason=error.strerror)
+        return weights
 
 
 def _relief(settings: Settings, on_unloaded: Callable[[], None]) -> Callable[[], Coroutine[Any, Any, None]] | None:

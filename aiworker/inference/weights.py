@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -75,6 +76,22 @@ def resolve_weights(model: str, models_dir: Path) -> Path:
     if _sha256(target) != known.sha256:
         raise WeightsUnavailable(f"{target} is damaged or another model; {_cure(model, known, target)}")
     return target.resolve()
+
+
+def kept_copy(weights: Path, folder: Path) -> Path:
+    """A copy in `folder` of `weights` as they are now, under their checksum: what a child that starts again finds there
+    is what it had before, whatever lies in their own place by then. Raises OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".copy-") as scratch:
+        fresh = Path(scratch, weights.name)
+        shutil.copyfile(weights, fresh)
+        edition = _sha256(fresh)
+        kept = folder / edition[:16] / weights.name
+        if not kept.is_file() or _sha256(kept) != edition:
+            kept.parent.mkdir(exist_ok=True)
+            fresh.replace(kept)
+    return kept.resolve()
 
 
 def pull_weights(name: str, models_dir: Path, on_progress: Progress | None = None) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import aiohttp
+import psutil
 import pytest
 
 from aiworker.cli.stack import Stack, running_stack
@@ -68,11 +69,12 @@ async def test_jobs_ask_for_further_models_which_share_a_cap_of_memory(
     database_url: str, yolo_weights: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("plates", "bowls"):
-        shutil.copyfile(yolo_weights, tmp_path / f"{name}-7.pt")
+    main = tmp_path / yolo_weights.name
+    for copy in (main, *(tmp_path / f"{name}-7.pt" for name in ("plates", "bowls"))):
+        shutil.copyfile(yolo_weights, copy)
     variables = {
         "DATABASE_URL": database_url,
-        "YOLO_MODEL": str(yolo_weights),
+        "YOLO_MODEL": str(main),
         "YOLO_MORE_MODELS": "plates=plates-7.pt, bowls=bowls-7.pt",
         "YOLO_MORE_MODELS_MB": _ROOM_FOR_ONE_MB,
         "INFERENCE_PROCESSES": "1",
@@ -112,3 +114,17 @@ async def test_jobs_ask_for_further_models_which_share_a_cap_of_memory(
         for name in ("bowls", "plates", ""):
             job = await client.run(photo, detector=name)
             assert job["status"] == "completed", job
+
+        main.write_bytes(b"no weights")
+        for hang_up in (False, True):
+            # Whether or not somebody asked for it to be taken up: a child that starts again has the weights it had.
+            if hang_up:
+                refused = log.read_text().count("the old ones serve on")
+                stack.processes["worker"].send_signal(signal.SIGHUP)
+                async with asyncio.timeout(_ENOUGH_S):
+                    while log.read_text().count("the old ones serve on") == refused:
+                        await asyncio.sleep(0.1)
+            for child in psutil.Process(stack.processes["worker"].pid).children():
+                child.kill()
+            job = await client.run(photo)
+            assert job["result"]["detections"] == results[1]["detections"], job

@@ -30,7 +30,8 @@ class _Pool:
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> Path:
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
     file = tmp_path / "mine.pt"
     file.write_bytes(b"numbers")
     return file
@@ -40,10 +41,24 @@ async def test_a_hangup_takes_up_the_weights_that_are_there_now(weights: Path) -
     pool = _Pool()
     pool.go_on.set()
     with reloading_on_hangup(load_settings(yolo_model=str(weights)), cast(ModelShelf, pool)):
-        for _ in range(2):
+        for turn in range(2):
             os.kill(os.getpid(), signal.SIGHUP)
-            assert await pool.asked.get() == str(weights)
+            taken = Path(await pool.asked.get())
+            assert taken.read_bytes() == weights.read_bytes()
+            assert taken.name == weights.name
+            weights.write_bytes(b"other numbers, %d" % turn)
+            assert taken.read_bytes() != weights.read_bytes(), "a child that starts again finds it unchanged"
             await _ended()
+
+
+async def test_without_a_place_for_a_copy_the_weights_are_taken_where_they_lie(weights: Path, tmp_path: Path) -> None:
+    pool, file = _Pool(), tmp_path / "file"
+    pool.go_on.set()
+    file.write_bytes(b"no folder")
+    with reloading_on_hangup(load_settings(yolo_model=str(weights), models_dir=file), cast(ModelShelf, pool)):
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert await pool.asked.get() == str(weights)
+        await _ended()
 
 
 async def test_hangups_while_weights_are_taken_up_have_them_taken_up_once_more_afterwards(weights: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from aiworker.domain.errors import WeightsUnavailable
 from aiworker.inference import weights
-from aiworker.inference.weights import KNOWN_WEIGHTS, KnownWeights, pull_weights, resolve_weights
+from aiworker.inference.weights import KNOWN_WEIGHTS, KnownWeights, kept_copy, pull_weights, resolve_weights
 
 CONTENT = b"weights" * 100_000
 
@@ -89,3 +89,18 @@ def test_a_wrong_file_is_refused_whatever_is_wrong(source: Path, tmp_path: Path,
     for part in ("official:", "package index:", "aiworker models pull tiny", str(models / "tiny.pt")):
         assert part in caught.value.note
     assert list(models.iterdir()) == []
+
+
+def test_a_copy_is_kept_by_checksum_and_made_again_where_it_is_damaged(tmp_path: Path) -> None:
+    own, folder = tmp_path / "own.pt", tmp_path / "kept"
+    own.write_bytes(b"first")
+    first = kept_copy(own, folder)
+    own.write_bytes(b"second")
+    second = kept_copy(own, folder)
+    assert (first.name, second.name) == ("own.pt", "own.pt"), "a model is named for its file"
+    assert (first.read_bytes(), second.read_bytes()) == (b"first", b"second")
+    first.write_bytes(b"")
+    own.write_bytes(b"first")
+    assert kept_copy(own, folder) == first
+    assert first.read_bytes() == b"first"
+    assert sorted(folder.iterdir()) == sorted([first.parent, second.parent]), "and nothing else is left"
