@@ -143,6 +143,12 @@ try:
     engine.TensorRtEngine(spec)
 except ValueError as error:
     print(error)
+exported = weights.with_suffix(".onnx")
+exported.write_bytes(b"numbers")
+try:
+    engine.raw_network(str(exported))
+except ValueError as error:
+    print(error)
 """
 
 
@@ -231,7 +237,11 @@ def _ran(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_cuda_runs_in_fp16_graphs_are_recorded_once_and_tensorrt_runs_its_export(tmp_path: Path) -> None:
     done = _ran(_ALL, tmp_path)
     assert "the cores decode, not the card" in done.stderr
-    assert done.stdout.splitlines() == ["CUDA graphs need a CUDA device", "TensorRT needs a CUDA device"]
+    assert done.stdout.splitlines() == [
+        "CUDA graphs need a CUDA device",
+        "TensorRT needs a CUDA device",
+        "weights are a checkpoint, NAME.pt, from which exports are made, not model.onnx",
+    ]
 
 
 def test_a_queued_pass_finds_what_one_that_is_waited_for_finds_in_crowds_too(tmp_path: Path) -> None:

@@ -402,6 +402,8 @@ def _head_of(model: Any) -> Head:
 def _checkpoint(weights: str, device: torch.device, *, fp16: bool, channels_last: bool | None) -> AutoBackend:
     if not Path(weights).is_file():
         raise FileNotFoundError(f"no weights at {weights}")
+    if Path(weights).suffix != ".pt":
+        raise ValueError(f"weights are a checkpoint, NAME.pt, from which exports are made, not {Path(weights).name}")
     # `end2end` None keeps the head that the checkpoint was made for: YOLO26 answers without suppression.
     model: AutoBackend = AutoBackend(weights, device=device, fp16=fp16, channels_last=channels_last, verbose=False)
     model.eval()
