@@ -65,6 +65,9 @@ def test_while_admission_pauses_an_idle_child_that_grew_ends_before_its_successo
     assert care.needs([grown, fresh], quiet=False, replacing=False) == []
     assert care.needs([grown, Condition(2, 320.0, 300.0, busy=True)], quiet=True, replacing=False) == []
     assert care.needs([fresh], quiet=True, replacing=False) == [], "it has nothing to give back"
+    far_over = Condition(3, 900.0, 300.0)
+    assert care.needs([far_over, grown], quiet=True, replacing=False) == [(3, Need.RESTART)], "a spare would need more"
+    assert care.needs([far_over, grown], quiet=False, replacing=False) == []
     care.admit(790)
     assert care.needs([grown, fresh], quiet=True, replacing=False) == []
 

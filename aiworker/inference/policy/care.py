@@ -71,17 +71,21 @@ class Care:
         give any back: an idle child that grew ends first and starts again then.
         """
         needs = [(child.lane, Need.CANARY) for child in children if child.seen_s >= self._rules.canary_s]
-        if not replacing:
-            over = [(child.rss_mb / self._rules.child_limit(child.fresh_mb), child) for child in children]
-            due = [
-                (excess, child.lane)
-                for excess, child in over
-                if excess > (1.0 if quiet and not child.busy else self._rules.busy_factor)
-            ]
-            if due:
-                needs.append((max(due)[1], Need.RECYCLE))
-            elif self.paused and quiet and not any(child.busy for child in children):
-                grown = max(((child.rss_mb - child.fresh_mb, child.lane) for child in children), default=(0.0, 0))
-                if grown[0] >= _WORTH_MB:
-                    needs.append((grown[1], Need.RESTART))
-        return needs
+        if replacing:
+            return needs
+        return needs + (self._to_restart(children, quiet) if self.paused else self._to_recycle(children, quiet))
+
+    def _to_recycle(self, children: Sequence[Condition], quiet: bool) -> list[tuple[int, Need]]:
+        over = [(child.rss_mb / self._rules.child_limit(child.fresh_mb), child) for child in children]
+        due = [
+            (excess, child.lane)
+            for excess, child in over
+            if excess > (1.0 if quiet and not child.busy else self._rules.busy_factor)
+        ]
+        return [(max(due)[1], Need.RECYCLE)] if due else []
+
+    def _to_restart(self, children: Sequence[Condition], quiet: bool) -> list[tuple[int, Need]]:
+        if not quiet or any(child.busy for child in children):
+            return []
+        grown_mb, lane = max(((child.rss_mb - child.fresh_mb, child.lane) for child in children), default=(0.0, 0))
+        return [(lane, Need.RESTART)] if grown_mb >= _WORTH_MB else []
