@@ -142,8 +142,8 @@ async def test_placement_says_what_it_would_start_and_why(tmp_path: Path) -> Non
     assert refused.returncode == 1
     assert "raise MEMORY_BUDGET_MB" in refused.stderr
     shared = aiworker("placement", "--json", cwd=tmp_path, MEMORY_BUDGET_MB="4000", YOLO_MORE_MODELS="a=b")
-    assert json.loads(shared.stdout)["budgetMb"] == 3000
-    assert "1000 of it for further models" in json.loads(shared.stdout)["notes"][0]
+    assert json.loads(shared.stdout)["budgetMb"] == 2500
+    assert "1500 of it for further models" in json.loads(shared.stdout)["notes"][0]
 
 
 async def test_doctor_says_that_a_database_fell_silent(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
