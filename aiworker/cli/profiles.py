@@ -159,7 +159,7 @@ def _spec(settings: Settings, weights: Path, device: str) -> ChildSpec:
         device=device,
         confidence=settings.yolo_confidence,
         max_pixels=int(settings.media_max_megapixels * _PIXELS),
-        cache_dir=str(_cache_dir(settings)),
+        cache_dir=str(cache_dir(settings)),
     )
 
 
@@ -185,10 +185,11 @@ def _ground(settings: Settings, spec: ChildSpec, machine: Machine, placement: Pl
         )
     choices = [each for each in every if each.processes <= most and not missing_packages(each.engine)]
     sample = Sample(sample_picture(), max_batch=placement.children[0].max_batch)
-    return _Ground(spec, choices, sample, profile_file(_cache_dir(settings), spec, choices, card))
+    return _Ground(spec, choices, sample, profile_file(cache_dir(settings), spec, choices, card))
 
 
-def _cache_dir(settings: Settings) -> Path:
+def cache_dir(settings: Settings) -> Path:
+    """What is made from weights, and can be made again."""
     return (settings.models_dir / ".cache").absolute()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aiworker.cli.placement import ollama_is_here
-from aiworker.cli.profiles import plan_for, sample_picture
+from aiworker.cli.profiles import cache_dir, plan_for, sample_picture
 from aiworker.cli.relief import unload_ollama
 from aiworker.domain.errors import InferenceUnavailable, WeightsUnavailable
 from aiworker.inference.messages import ChildSpec
@@ -33,7 +33,7 @@ async def vision_of(settings: Settings, metrics: Metrics, on_ollama_unloaded: Ca
     weights = await _weights_of(settings, settings.yolo_model)
     for model in settings.yolo_more_models.values():
         # A name that means nothing stops the start, not the first job that asks for it.
-        await _weights_of(settings, model)
+        await asyncio.to_thread(resolve_weights, model, settings.models_dir)
     plan = await plan_for(settings, weights)
     for note in plan.placement.notes:
         _log.info("placement", note=note)
@@ -74,7 +74,7 @@ async def _weights_of(settings: Settings, model: str) -> Path:
 def _kept(settings: Settings, model: str) -> Path:
     weights = resolve_weights(model, settings.models_dir)
     try:
-        return kept_copy(weights, settings.models_dir / ".cache" / "weights")
+        return kept_copy(weights, cache_dir(settings) / "weights")
     except OSError as error:
         note = "no place for a copy of the weights: a child that starts again takes what lies there by then"
         _log.warning(note, weights=str(weights), reason=error.strerror)

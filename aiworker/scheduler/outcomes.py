@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine
 from uuid import UUID
 
 from aiworker.domain.errors import DatabaseUnavailable, InputRejected, QueueError, WorkerError
@@ -46,7 +45,7 @@ class OutcomeWriter:
         self._waiting: list[Ended] = []
         self._arrived = asyncio.Event()
         self._again: deque[list[Ended]] = deque()
-        self._trying_again = False
+        self._tried_again: list[Ended] = []
         self._under_way = 0
         self._closing = False
 
@@ -64,29 +63,22 @@ class OutcomeWriter:
             while not (self._closing and not self._waiting and not self._again and not self._under_way):
                 await self._arrived.wait()
                 self._arrived.clear()
-                while self._under_way < _WRITES and (write := self._next()) is not None:
+                while self._under_way < _WRITES and (batch := self._next()):
                     self._under_way += 1
-                    writes.create_task(write)
+                    writes.create_task(self._write_beside(batch))
 
-    def _next(self) -> Coroutine[None, None, None] | None:
-        if self._again and not self._trying_again:
-            self._trying_again = True
-            return self._write_again(self._again.popleft())
-        if self._waiting:
-            batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
-            return self._write_beside(batch)
-        return None
-
-    async def _write_again(self, batch: list[Ended]) -> None:
-        await self._write(batch)
-        self._trying_again = False
-        self._through()
+    def _next(self) -> list[Ended]:
+        """Empty where nothing may be written now."""
+        if self._again and not self._tried_again:
+            self._tried_again = self._again.popleft()
+            return self._tried_again
+        batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+        return batch
 
     async def _write_beside(self, batch: list[Ended]) -> None:
         await self._write(batch)
-        self._through()
-
-    def _through(self) -> None:
+        if batch is self._tried_again:
+            self._tried_again = []
         self._under_way -= 1
         self._arrived.set()
 

@@ -6,17 +6,16 @@ answer. Elsewhere a pass takes the thread itself, and there is one at a time.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from aiworker.domain.errors import InferenceOutOfMemory, InferenceUnavailable, WorkerError
 from aiworker.inference.child.intake import BatchEnd, Pass
 from aiworker.inference.child.voice import Voice
 from aiworker.inference.interface import Answer, Box, Engine, Prepared
+from aiworker.inference.kernel import rss_mb
 from aiworker.inference.messages import BatchDone, ItemDetected, ItemFailed, OutOfMemory, Progress
 
 _LOOK_AGAIN_S, _LOOK_LATER = 0.0003, 1.05
@@ -110,6 +109,7 @@ class Passes:
             for (item, prepared), boxes in zip(group, found, strict=True):
                 self._voice.keep(_result(item, prepared, boxes, elapsed_ms, len(group)))
             return
+        # Not while the error is handled: what the pass had on the card is gone with it only then.
         self._voice.say(Progress())
         middle = len(group) // 2
         for half in (group[:middle], group[middle:]):
@@ -147,9 +147,3 @@ def is_out_of_memory(error: Exception) -> bool:
 def is_fatal(error: Exception) -> bool:
     """The card does nothing more for this process: it ends, and another one does what it had. By name, as above."""
     return type(error).__name__ == "AcceleratorError"
-
-
-def rss_mb() -> float:
-    """Resident memory of this process in MiB, as the kernel counts it."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

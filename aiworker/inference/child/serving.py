@@ -14,10 +14,10 @@ import sys
 import time
 
 from aiworker.inference.child.intake import BatchEnd, Intake, Pass
-from aiworker.inference.child.passes import Passes, failure, is_fatal, rss_mb
+from aiworker.inference.child.passes import Passes, failure, is_fatal
 from aiworker.inference.child.voice import Voice
 from aiworker.inference.interface import Engine
-from aiworker.inference.kernel import die_with
+from aiworker.inference.kernel import die_with, rss_mb
 from aiworker.inference.messages import (
     PREFIX_BYTES,
     ChildSpec,
@@ -65,8 +65,8 @@ def _serve(line: socket.socket) -> int:
         return 1
     names = engine.names
     load_s = time.monotonic() - started
-    capacity = (engine.pass_size, engine.queue is not None)
-    say(Ready(engine.label, tuple(names), tuple(names.values()), load_s, rss_mb(), *capacity))
+    queues = engine.queue is not None
+    say(Ready(engine.label, tuple(names), tuple(names.values()), load_s, rss_mb(), engine.pass_size, queues))
 
     def fail(item: int, error: Exception) -> None:
         if is_fatal(error):
