@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,9 +21,15 @@ _log = get_logger("aiworker.queue.database")
 # A statement that was given up is cancelled in the server too; a connection that has gone silent never says so.
 _CANCEL_PATIENCE_S = 1.0
 
+# A connection that nobody used for so long is closed: a router on the way may have forgotten it.
+_IDLE_S = 300.0
+
 
 class Database:
     """Connects at the first call and again after every loss; opening it needs no server.
+
+    Between two calls a connection is kept unless somebody waits for one: asyncpg's pool, which opens, counts and closes
+    them, starts a task for each that is given back, and that took a busy worker an eighth of its time.
 
     Args:
         connector: opens the connections.
@@ -34,6 +42,9 @@ class Database:
         self._timeout_s = timeout_s
         self._connections = connections
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        # With the moment of its last call, the one that has waited longest first.
+        self._kept: deque[tuple[Any, float]] = deque()
+        self._waiting = 0
         self._has_answered = False
 
     async def __aenter__(self) -> Self:
@@ -56,6 +67,8 @@ class Database:
             return
         try:
             async with asyncio.timeout(self._timeout_s):
+                while self._kept:
+                    await _give_back(pool, self._kept.pop()[0])
                 await pool.close()
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             pool.terminate()
@@ -79,18 +92,65 @@ class Database:
         pool = self._pool
         if pool is None:
             raise DatabaseUnavailable("used before it was opened or after it was closed")
+        until = time.monotonic() + limit_s
         try:
-            async with asyncio.timeout(limit_s):
-                connection = await pool.acquire()
-                try:
-                    rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments)
-                    return rows
-                finally:
-                    await _give_back(pool, connection)
+            connection = self._kept_one() or await self._acquired(pool, limit_s)
+            try:
+                rows: list[asyncpg.Record] = await connection.fetch(
+                    statement, *arguments, timeout=until - time.monotonic()
+                )
+            except BaseException:
+                await _give_back(pool, connection)
+                raise
         except TimeoutError:
             # Whatever kept this connection from answering may have silenced the others too.
+            self._drop_kept()
             await pool.expire_connections()
             raise
+        if self._waiting or self._pool is not pool:
+            await _give_back(pool, connection)
+        else:
+            self._kept.append((connection, time.monotonic()))
+        return rows
+
+    def _kept_one(self) -> Any:
+        """None where there is none that is open."""
+        while self._kept and self._kept[0][1] < time.monotonic() - _IDLE_S:
+            _drop(self._kept.popleft()[0])
+        while self._kept:
+            connection, _ = self._kept.pop()
+            if _is_open(connection):
+                return connection
+            _drop(connection)
+        return None
+
+    async def _acquired(self, pool: asyncpg.Pool[asyncpg.Record], limit_s: float) -> Any:
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(limit_s):
+                return await pool.acquire()
+        finally:
+            self._waiting -= 1
+
+    def _drop_kept(self) -> None:
+        while self._kept:
+            _drop(self._kept.pop()[0])
+
+
+def _is_open(connection: Any) -> bool:
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:
+        # The pool has seen it close and taken it back.
+        return False
+
+
+def _drop(connection: Any) -> None:
+    """Closes it without a word to the server, which may be gone; the pool hears of it."""
+    try:
+        connection.terminate()
+    except asyncpg.InterfaceError:
+        _log.debug("a connection was gone before it was dropped")
 
 
 async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: Any) -> None:
