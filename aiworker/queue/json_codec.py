@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 _VERSION = b"\x01"
+_BACKSLASH = 0x5C
 _ESCAPED_NUL = b"\\u0000"
 _REPLACEMENT = "\ufffd"
 
@@ -34,8 +35,9 @@ def storable(value: Any) -> bytes:
     Raises TypeError for what JSON cannot hold.
     """
     data = value if isinstance(value, bytes) else orjson.dumps(value)
-    # The fast look also sees an escaped backslash before "u0000"; then the slow way changes nothing.
-    return orjson.dumps(_without_nul(orjson.loads(data))) if _ESCAPED_NUL in data else data
+    # The fast looks also see an escaped backslash before "u0000"; then the slow way changes nothing.
+    suspicious = _BACKSLASH in data and _ESCAPED_NUL in data
+    return orjson.dumps(_without_nul(orjson.loads(data))) if suspicious else data
 
 
 def _without_nul(value: Any) -> Any:

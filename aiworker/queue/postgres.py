@@ -12,6 +12,8 @@ from typing import Self
 from uuid import UUID, uuid4
 from weakref import WeakValueDictionary
 
+from asyncpg.pgproto import pgproto
+
 from aiworker.domain.errors import DatabaseUnavailable, JobNotFound
 from aiworker.domain.job import ClaimedJob, Enqueued, JobType, JobView, Lease, NewJob, QueueDepth, Renewal
 from aiworker.domain.messages import sentence
@@ -38,9 +40,11 @@ _MIGRATED = "select to_regprocedure('public.analysis_queue_depth()') is not null
 CLAIM = """
 select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s, apart, place_s, looked_at_s
   from public.claim_analyses($1, $2, $3, $4, $5, $6, $7)"""
-_RENEW = "select * from public.renew_leases($1, $2, $3)"
-_REPORT = "select public.report_progress($1, $2, $3, $4)"
-FINALISE = "select public.finalise_analyses($1, $2, $3, $4, $5, $6, $7, $8, $9) as lost"
+_RENEW = "select * from public.renew_leases($1::text::uuid[], $2::text::uuid[], $3)"
+_REPORT = "select public.report_progress($1::text::uuid[], $2::text::uuid[], $3, $4)"
+FINALISE = """
+select public.finalise_analyses($1::text::uuid[], $2::text::uuid[], $3, array(select jsonb_array_elements($4)),
+                                $5, $6, $7, $8, $9) as lost"""
 _RESCUE = "select rescued, earliest_s from public.rescue_expired($1, $2, $3)"
 _CONFIGURE = "select public.configure_analyses($1, $2, $3)"
 _PAUSE = "select public.pause_analyses($1)"
@@ -174,7 +178,7 @@ class PostgresQueue:
         if limit <= 0 or not types:
             return []
         await self._tell()
-        token, lease, floors = uuid4(), timedelta(seconds=lease_s), self._floors.places
+        token, lease, floors = pgproto.UUID(uuid4().bytes), timedelta(seconds=lease_s), self._floors.places
         rows = await self._database.fetch(CLAIM, worker_id, limit, lease, list(types), token, floors, suspects)
         jobs = claimed_jobs(rows, token)
         if rows and (looked_at_s := rows[0]["looked_at_s"]) is not None:

@@ -14,13 +14,19 @@ from aiworker.queue.json_codec import storable
 
 Row = Mapping[str, Any]
 
+# What a named tuple's own constructor calls.
+_new = tuple.__new__
 _COMPLETED = "completed"
+_NO_RESULT = b"null"
 
 
 def claimed_jobs(rows: Iterable[Sequence[Any]], token: UUID) -> list[ClaimedJob]:
     """Rows of the claim. The last columns, place and moment, are not of the job; a row without an id holds no job."""
     return [
-        ClaimedJob(Lease(job_id, token), user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s, apart)
+        _new(
+            ClaimedJob,
+            (_new(Lease, (job_id, token)), user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s, apart),
+        )
         for job_id, user_id, kind, body, attempt, max_attempts, deadline_in_s, waited_s, apart, _, _ in rows
         if job_id is not None
     ]
@@ -63,26 +69,39 @@ def _job_id(lease: Lease) -> UUID:
     return lease.job_id
 
 
-def lease_columns(leases: Sequence[Lease]) -> tuple[list[UUID], list[UUID]]:
-    """Ids and tokens, in the order given."""
-    return [lease.job_id for lease in leases], [lease.token for lease in leases]
+def lease_columns(leases: Sequence[Lease]) -> tuple[str, str]:
+    """Ids and tokens, in the order given, as literals of arrays: each element of a list costs asyncpg as much as a
+    claim costs it for one job."""
+    return _literal([lease.job_id for lease in leases]), _literal([lease.token for lease in leases])
 
 
-def outcome_columns(outcomes: Iterable[tuple[Lease, Outcome]]) -> tuple[Sequence[Any] | None, ...]:
+def _literal(ids: Iterable[UUID]) -> str:
+    return f"{{{','.join(map(str, ids))}}}"
+
+
+def outcome_columns(outcomes: Iterable[tuple[Lease, Outcome]]) -> tuple[Any, ...]:
     """The arguments of `finalise_analyses`: ids, tokens, kinds, results, cache_ttls_s, delays_s, errors, error_codes.
+    Ids and tokens are literals of arrays, results is the JSON of one.
 
     A column that nobody uses is None, and kinds where all have completed. A result that JSON cannot hold fails its own
     job, not the whole batch.
     """
     ordered = sorted(outcomes, key=lambda ended: ended[0].job_id)
     ids, tokens = lease_columns([lease for lease, _ in ordered])
-    kinds, *others = zip(*[_outcome_row(outcome) for _, outcome in ordered], strict=True)
+    kinds, results, *others = zip(*[_outcome_row(outcome) for _, outcome in ordered], strict=True)
     used = (None if column.count(None) == len(column) else column for column in others)
-    return ids, tokens, None if kinds.count(_COMPLETED) == len(kinds) else kinds, *used
+    completed = kinds.count(_COMPLETED)
+    return (
+        ids,
+        tokens,
+        None if completed == len(kinds) else kinds,
+        b"[%b]" % b",".join(results) if completed else None,
+        *used,
+    )
 
 
 def _outcome_row(outcome: Outcome) -> tuple[Any, ...]:
-    """kind, result, cache_ttl_s, delay_s, error, error_code"""
+    """kind, result as JSON, cache_ttl_s, delay_s, error, error_code"""
     match outcome:
         # Read by name: a pattern that takes them by place costs every job as much as encoding its result.
         case Completed():
@@ -92,8 +111,8 @@ def _outcome_row(outcome: Outcome) -> tuple[Any, ...]:
                 code = WorkerError.code
                 return _outcome_row(Failed(sentence(code), code))
         case Retry(delay_s, error, error_code):
-            return "retry", None, None, delay_s, error, error_code
+            return "retry", _NO_RESULT, None, delay_s, error, error_code
         case Failed(error, error_code):
-            return "failed", None, None, None, error, error_code
+            return "failed", _NO_RESULT, None, None, error, error_code
         case _:
-            return label(outcome), None, None, None, None, None
+            return label(outcome), _NO_RESULT, None, None, None, None

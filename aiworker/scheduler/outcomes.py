@@ -111,7 +111,7 @@ class OutcomeWriter:
             self._running.remove([running])
 
     def _note(self, batch: list[Ended], lost: frozenset[UUID]) -> None:
-        ends = Counter((running.job.type, _how(running, outcome, lost)) for running, outcome in batch)
+        ends = Counter([(running.job.type, _how(running, outcome, lost)) for running, outcome in batch])
         self._running.remove([running for running, _ in batch])
         for (job_type, how), count in ends.items():
             self._metrics.jobs.labels(job_type, how).inc(count)

@@ -54,11 +54,11 @@ class RunningJobs:
         """An older attempt of one of them, whose lease is gone without that anybody has told us, is stopped."""
         by_id = self.by_id
         for running in begun:
-            job = running.job
-            if (older := by_id.get(job.lease.job_id)) is not None:
+            job_id = running.job.lease.job_id
+            if (older := by_id.get(job_id)) is not None:
                 older.stop(StopReason.LEASE_LOST)
-            by_id[job.lease.job_id] = running
-            if job.apart:
+            by_id[job_id] = running
+            if running.job.apart:
                 self._suspects.add(running)
         self.working += len(begun)
 
