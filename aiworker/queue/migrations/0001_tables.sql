@@ -109,7 +109,7 @@ create table if not exists public.analysis_jobs (
     end)
 ) with (
   -- Claim, renewal and progress touch no indexed column: with room on the page they stay heap-only updates.
-  fillfactor = 50,
+  fillfactor = 40,
   autovacuum_vacuum_scale_factor = 0.01,
   autovacuum_vacuum_threshold = 500,
   autovacuum_vacuum_insert_scale_factor = 0.05,

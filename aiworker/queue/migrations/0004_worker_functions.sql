@@ -211,7 +211,7 @@ create or replace function public.finalise_analyses(
 language plpgsql security definer
 set search_path = public, pg_temp
 set enable_seqscan = off
-set enable_hashjoin = off
+set enable_nestloop = off
 set enable_mergejoin = off
 -- As in the claim: a plan for each call is no better.
 set plan_cache_mode = force_generic_plan
