@@ -72,11 +72,12 @@ def _job_id(lease: Lease) -> UUID:
 def lease_columns(leases: Sequence[Lease]) -> tuple[str, str]:
     """Ids and tokens, in the order given, as literals of arrays: each element of a list costs asyncpg as much as a
     claim costs it for one job."""
-    return _literal([lease.job_id for lease in leases]), _literal([lease.token for lease in leases])
+    return array_literal([lease.job_id for lease in leases]), array_literal([lease.token for lease in leases])
 
 
-def _literal(ids: Iterable[UUID]) -> str:
-    return f"{{{','.join(map(str, ids))}}}"
+def array_literal(values: Iterable[UUID | float]) -> str:
+    """An array as PostgreSQL writes it."""
+    return f"{{{','.join(map(str, values))}}}"
 
 
 def outcome_columns(outcomes: Iterable[tuple[Lease, Outcome]]) -> tuple[Any, ...]:
