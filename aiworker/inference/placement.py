@@ -105,7 +105,7 @@ def _budget(machine: Machine, wishes: Wishes) -> tuple[float, list[str]]:
 def _on_gpus(machine: Machine, wishes: Wishes, needs: Needs, budget_mb: float, notes: list[str]) -> list[ChildPlan]:
     """One child for each GPU with room, or as many as are wished, dealt out to them."""
     if not machine.gpus:
-        notes.append("no GPU: NVML finds none")
+        notes.append("no GPU: NVML finds none that this process may use")
         return []
     cards = _with_room(machine, wishes, needs, notes)
     if not cards and len(notes) == 1:
