@@ -92,16 +92,15 @@ class Database:
         pool = self._pool
         if pool is None:
             raise DatabaseUnavailable("used before it was opened or after it was closed")
-        until = time.monotonic() + limit_s
         try:
-            connection = self._kept_one() or await self._acquired(pool, limit_s)
-            try:
-                rows: list[asyncpg.Record] = await connection.fetch(
-                    statement, *arguments, timeout=until - time.monotonic()
-                )
-            except BaseException:
-                await _give_back(pool, connection)
-                raise
+            # Ours and not asyncpg's own, which leaves out some of what it does, such as closing an outdated statement.
+            async with asyncio.timeout(limit_s):
+                connection = self._kept_one() or await self._acquired(pool)
+                try:
+                    rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments)
+                except BaseException:
+                    await _give_back(pool, connection)
+                    raise
         except TimeoutError:
             # Whatever kept this connection from answering may have silenced the others too.
             self._drop_kept()
@@ -124,11 +123,10 @@ class Database:
             _drop(connection)
         return None
 
-    async def _acquired(self, pool: asyncpg.Pool[asyncpg.Record], limit_s: float) -> Any:
+    async def _acquired(self, pool: asyncpg.Pool[asyncpg.Record]) -> Any:
         self._waiting += 1
         try:
-            async with asyncio.timeout(limit_s):
-                return await pool.acquire()
+            return await pool.acquire()
         finally:
             self._waiting -= 1
 

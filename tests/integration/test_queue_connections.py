@@ -8,6 +8,8 @@ from typing import Any
 
 import asyncpg
 import pytest
+from asyncpg.connection import Connection
+from fakes.silent_proxy import SilentProxy
 
 from aiworker.domain.errors import DatabaseUnavailable
 from aiworker.queue import database as module
@@ -64,6 +66,28 @@ async def test_a_call_that_fails_leaves_its_connection_to_the_next(two: Database
     assert len({await pid_of(two) for _ in range(3)}) == 1
     # What ran too long was given up together with its connection.
     assert await pid_of(two) != pid
+
+
+async def test_a_server_that_goes_silent_while_an_outdated_statement_is_closed_costs_one_time_limit(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Connection._cleanup_stmts
+
+    async def silently_close(connection: Any) -> None:
+        proxy.go_silent()
+        await close(connection)
+
+    async with SilentProxy(database_url) as proxy:
+        connector = Connector(proxy.url, timeout_s=1, application_name="kept", pooler="none")
+        async with Database(connector, timeout_s=1, connections=2) as database:
+            await pid_of(database)
+            kept, _ = database._kept[0]
+            # As five minutes after it was prepared.
+            kept._con._drop_local_statement_cache()
+            monkeypatch.setattr(Connection, "_cleanup_stmts", silently_close)
+            async with asyncio.timeout(10):
+                with pytest.raises(DatabaseUnavailable):
+                    await pid_of(database)
 
 
 async def test_a_connection_that_died_between_two_calls_is_replaced(two: Database, admin: Any) -> None:
