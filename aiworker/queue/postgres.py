@@ -44,8 +44,10 @@ select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s
 _RENEW = "select * from public.renew_leases($1::text::uuid[], $2::text::uuid[], $3)"
 _REPORT = "select public.report_progress($1::text::uuid[], $2::text::uuid[], $3, $4)"
 FINALISE = """
-select public.finalise_analyses($1::text::uuid[], $2::text::uuid[], $3, array(select jsonb_array_elements($4)),
-                                $5, $6, $7, $8, $9) as lost"""
+select public.finalise_analyses(
+         $1::text::uuid[], $2::text::uuid[], $3,
+         case when $4::jsonb is not null then array(select jsonb_array_elements($4)) end,
+         $5, $6, $7, $8, $9) as lost"""
 _RESCUE = "select rescued, earliest_s from public.rescue_expired($1, $2, $3)"
 _CONFIGURE = "select public.configure_analyses($1, $2, $3)"
 _PAUSE = "select public.pause_analyses($1)"

@@ -22,7 +22,7 @@ from fakes.silent_proxy import SilentProxy
 from aiworker.cli.embedded_postgres import EmbeddedPostgres
 from aiworker.domain.errors import ConfigurationError, DatabaseUnavailable, InputRejected
 from aiworker.domain.job import JobStatus, NewJob
-from aiworker.domain.outcome import Completed
+from aiworker.domain.outcome import Completed, Failed
 from aiworker.queue.connect import Connector
 from aiworker.queue.listen import Listener
 from aiworker.queue.migrate import migrate
@@ -252,6 +252,25 @@ async def test_a_result_that_cannot_be_stored_fails_its_own_job_and_no_other(dat
         assert (await queue.status(nul.id, None)).result == {"a": ["x\ufffd"]}
         failed = await queue.status(impossible.id, None)
         assert (failed.status, failed.error_code) == (JobStatus.FAILED, "internal_error")
+
+
+@pytest.mark.parametrize("text", [b'{"n": 1}, {"n": 2}', b""], ids=["two values", "none"])
+async def test_a_text_that_is_not_one_result_is_refused_and_moves_no_other_to_the_wrong_job(
+    database_url: str, text: bytes
+) -> None:
+    async with PostgresQueue(database_url, RULES) as queue:
+        for _ in range(2):
+            await queue.enqueue(new_job())
+        first, second = sorted(await queue.claim("w", 2, 6.0, [TYPE]), key=lambda job: job.id)
+        for outcomes in (
+            [(first.lease, Completed(text)), (second.lease, Completed({}))],
+            [(first.lease, Completed(text))],
+        ):
+            with pytest.raises(InputRejected):
+                await queue.finalise(outcomes)
+
+        assert not await queue.finalise([(first.lease, Failed("bad", "bad")), (second.lease, Completed({}))])
+        assert [(await queue.status(job.id, None)).result for job in (first, second)] == [None, {}]
 
 
 class TestListener:

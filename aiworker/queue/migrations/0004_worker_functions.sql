@@ -227,6 +227,10 @@ begin
   elsif not p_kinds <@ '{completed,retry,failed,interrupted}'::text[] then
     raise exception using errcode = '22023', message = 'unknown kind of outcome';
   end if;
+  -- Results come in one JSON: a text that is not one value must not move the others to jobs that are not theirs.
+  if cardinality(p_results) <> cardinality(p_ids) then
+    raise exception using errcode = '22023', message = 'not one result for each job';
+  end if;
 
   if p_kinds && '{retry,interrupted}'::text[] then
     with put_back as (
