@@ -215,6 +215,18 @@ async def test_a_plan_that_was_made_for_an_empty_table_does_not_look_through_wha
     assert max(float(rows) for rows in re.findall(r"actual rows=([\d.]+)", "\n".join(plans.texts))) < 100
 
 
+async def test_results_of_megabytes_are_written_in_the_order_of_the_ids(busy: Any) -> None:
+    """A hash that spills hands its rows over in the order of its parts."""
+    jobs = await busy.fetch(CLAIM)
+    ids, tokens = [job["id"] for job in jobs], [job["lease_token"] for job in jobs]
+    async with Plans(busy) as plans:
+        assert not await busy.fetch(
+            "select finalise_analyses($1, $2, null, array_fill(to_jsonb(repeat('x', 2000000)), '{10}'))", ids, tokens
+        )
+
+    assert set(re.findall(r"Batches: (\d+)", "\n".join(plans.texts))) == {"1"}
+
+
 async def test_a_crowd_that_falls_due_at_once_keeps_no_claim_waiting(connection: Any) -> None:
     await connection.execute(PENDING, 3600.0, 2500)
     await connection.execute("update analysis_jobs set run_after = now() where line = -1")

@@ -213,6 +213,8 @@ set search_path = public, pg_temp
 set enable_seqscan = off
 set enable_nestloop = off
 set enable_mergejoin = off
+-- A hash that does not fit into this spills, and hands the rows over in another order than that of the ids.
+set hash_mem_multiplier = 100
 -- As in the claim: a plan for each call is no better.
 set plan_cache_mode = force_generic_plan
 as $$
