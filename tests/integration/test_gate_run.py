@@ -40,7 +40,16 @@ def working_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell that runs the tests in the background has them, and whatever they start, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.timeout(180)
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("until", "number"), [(b"gateway and worker: ready", signal.SIGTERM), (b"warm-up:", signal.SIGINT)]
 )
