@@ -7,8 +7,11 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
+
+import asyncpg
 
 # Its plugin would load it after the last test, and Python 3.11 then now and then fails to parse it (cpython 106905).
 import hypothesis  # noqa: F401
@@ -88,6 +91,14 @@ def database_url(postgres_server: str, migrated_template: str) -> Iterator[str]:
     """A fresh, migrated database."""
     with cloned_database(postgres_server, migrated_template) as url:
         yield url
+
+
+@pytest.fixture
+async def admin(database_url: str) -> AsyncIterator[Any]:
+    """A connection beside those under test, with every right."""
+    connection = await asyncpg.connect(database_url, timeout=10)
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture

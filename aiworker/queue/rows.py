@@ -70,13 +70,13 @@ def _job_id(lease: Lease) -> UUID:
 
 
 def lease_columns(leases: Sequence[Lease]) -> tuple[str, str]:
-    """Ids and tokens, in the order given, as literals of arrays: each element of a list costs asyncpg as much as a
-    claim costs it for one job."""
+    """Ids and tokens, in the order given, as literals of arrays."""
     return array_literal([lease.job_id for lease in leases]), array_literal([lease.token for lease in leases])
 
 
 def array_literal(values: Iterable[UUID | float]) -> str:
-    """An array as PostgreSQL writes it."""
+    """An array as PostgreSQL writes it. Of a list, asyncpg asks each element what it is, which takes it longer than to
+    write one."""
     return f"{{{','.join(map(str, values))}}}"
 
 

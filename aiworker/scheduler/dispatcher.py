@@ -142,9 +142,8 @@ class Dispatcher:
                 self._running.worked()
                 self._outcomes.submit(running, Interrupted())
             return
-        observe = self._metrics.pickup_seconds.observe
         for job in jobs:
-            observe(max(0.0, job.waited_s), job.type)
+            self._metrics.pickup_seconds.observe(max(0.0, job.waited_s), job.type)
         self._tasks.begin(begun)
 
     def _work(self, running: RunningJob) -> Awaitable[Outcome]:

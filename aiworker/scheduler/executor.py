@@ -72,7 +72,7 @@ class JobExecutor:
         try:
             analysis = find_analysis(job.type, self._analyses)
             budget = min(job.deadline_in_s if job.deadline_in_s > 0 else LATE_BUDGET_S, self._attempt_timeout_s)
-            attempt = Attempt(job.lease.job_id, self._tools, Deadline.after(budget), clock)
+            attempt = Attempt(job.id, self._tools, Deadline.after(budget), clock)
             result = await analysis.run(checked_input(analysis, job.input), attempt)
             return self._completed(analysis, clock, result)
         except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):

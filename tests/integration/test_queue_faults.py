@@ -7,7 +7,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,6 @@ OURS = "application_name like 'aiworker%'"
 
 def new_job(**changes: Any) -> NewJob:
     return NewJob(**({"user_id": uuid4(), "type": TYPE, "input": {}} | changes))
-
-
-@pytest.fixture
-async def admin(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url, timeout=10)
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

@@ -108,7 +108,8 @@ create table if not exists public.analysis_jobs (
            and line is null and lease_token is null and completed_at is not null
     end)
 ) with (
-  -- Claim, renewal and progress touch no indexed column: with room on the page they stay heap-only updates.
+  -- Claim, renewal and progress touch no indexed column: with room on the page they stay heap-only updates. A claimed row
+  -- is a fifth larger than a waiting one.
   fillfactor = 40,
   autovacuum_vacuum_scale_factor = 0.01,
   autovacuum_vacuum_threshold = 500,
