@@ -70,7 +70,8 @@ $$;
 -- Columns that never change size and are never null come first: reading a row is measurably cheaper so. There is one
 -- check, since each is read anew for every statement that writes; a domain is looked at only where its column is written.
 create table if not exists public.analysis_jobs (
-  id uuid primary key default public.analysis_job_id(),
+  -- The end of a job writes this index again: without room on its page, it first looks through that for what is dead.
+  id uuid primary key with (fillfactor = 45) default public.analysis_job_id(),
   user_id uuid not null,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
@@ -101,11 +102,10 @@ create table if not exists public.analysis_jobs (
   idempotency_key text,
   request_hash bytea,
   constraint analysis_jobs_state check (
-    max_attempts >= 1 and attempts <= max_attempts and case status
-      when 'pending' then line is not null and lease_token is null and completed_at is null
-      when 'processing' then line is not null and lease_token is not null and completed_at is null
+    max_attempts >= 1 and attempts <= max_attempts and (line is null) = (completed_at is not null) and case
+      when lease_token is not null then status = 'processing' and line is not null
+      when line is not null then status = 'pending'
       else status in ('completed', 'failed', 'cancelled')
-           and line is null and lease_token is null and completed_at is not null
     end)
 ) with (
   -- Claim, renewal and progress touch no indexed column: with room on the page they stay heap-only updates. A claimed row
