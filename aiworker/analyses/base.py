@@ -28,7 +28,7 @@ class JobInput(BaseModel):
     """Fields are snake_case here and camelCase on the wire; fields that we do not know are ignored."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="ignore", str_strip_whitespace=True
+        alias_generator=to_camel, populate_by_name=True, extra="ignore", str_strip_whitespace=True, allow_inf_nan=False
     )
 
 
@@ -84,31 +84,26 @@ class Tools:
 
 
 @dataclass(slots=True)
-class StageClock:
-    """Times the stages of one attempt and tells `report` (percent, stage) as each begins."""
+class Attempt:
+    """What one run of an analysis is given besides its input. `report` is told (percent, stage) as each stage begins,
+    `stages_ms` is how long each has taken."""
 
+    job_id: UUID
+    tools: Tools
+    deadline: Deadline
     report: Callable[[int, str], None]
-    elapsed_ms: dict[str, float] = field(default_factory=dict)
+    stages_ms: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def __call__(self, stage: Stage) -> Iterator[None]:
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Around the work of `stage`."""
         self.report(100 * STAGES.index(stage) // len(STAGES), stage)
         started = time.perf_counter()
         try:
             yield
         finally:
             spent = 1000 * (time.perf_counter() - started)
-            self.elapsed_ms[stage] = self.elapsed_ms.get(stage, 0.0) + spent
-
-
-@dataclass(slots=True)
-class Attempt:
-    """What one run of an analysis is given besides its input."""
-
-    job_id: UUID
-    tools: Tools
-    deadline: Deadline
-    stage: StageClock
+            self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + spent
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,20 @@ def checked_input(analysis: Analysis, raw: Any) -> JobInput:
         checked: JobInput = analysis.input_model.__pydantic_validator__.validate_python(raw)
         return checked
     except ValidationError as error:
-        raise InputRejected("input does not fit the type", fields=describe(error, prefix="input")) from None
+        raise _rejected(error) from None
+
+
+def read_input(analysis: Analysis, text: str) -> JobInput:
+    """The same of JSON, which need not be made into objects first."""
+    try:
+        read: JobInput = analysis.input_model.__pydantic_validator__.validate_json(text)
+        return read
+    except ValidationError as error:
+        raise _rejected(error) from None
+
+
+def _rejected(error: ValidationError) -> InputRejected:
+    return InputRejected("input does not fit the type", fields=describe(error, prefix="input"))
 
 
 def describe(error: ValidationError, prefix: str = "") -> str:

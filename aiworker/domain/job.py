@@ -78,7 +78,8 @@ class Lease(NamedTuple):
 
 
 class ClaimedJob(NamedTuple):
-    """One attempt. `attempt` counts from 1; `deadline_in_s` may be negative for a job that is already late.
+    """One attempt. `input` is JSON; `attempt` counts from 1; `deadline_in_s` may be negative for a job that is already
+    late.
 
     `apart` marks a suspect: a worker fell silent over it before, or over the identical job that it waited for. Nothing
     else is taken beside it, and if this worker falls silent too it has failed.
@@ -87,7 +88,7 @@ class ClaimedJob(NamedTuple):
     lease: Lease
     user_id: UUID
     type: str
-    input: JsonObject
+    input: str
     attempt: int
     max_attempts: int
     deadline_in_s: float

@@ -1,9 +1,12 @@
-"""How an attempt may end, and the one decision that says how it did."""
+"""How an attempt may end, and the one decision that says how it did.
+
+`label` is an outcome's name in the queue, in metrics and in logs.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from aiworker.domain.errors import DeadlineExceeded, WorkerError
 from aiworker.domain.job import JsonObject
@@ -16,6 +19,8 @@ from aiworker.domain.retry import RetryPolicy
 class Completed:
     """`result` may be its JSON already; `cache_ttl_s` None keeps it out of the cache (chat, degraded results)."""
 
+    label: ClassVar[str] = "completed"
+
     result: JsonObject | bytes
     cache_ttl_s: float | None = None
 
@@ -24,6 +29,8 @@ class Completed:
 class Retry:
     """Back to pending, due in `delay_s`; the attempt stays counted."""
 
+    label: ClassVar[str] = "retry"
+
     delay_s: float
     error: str
     error_code: str
@@ -31,6 +38,8 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    label: ClassVar[str] = "failed"
+
     error: str
     error_code: str
 
@@ -38,6 +47,8 @@ class Failed:
 @dataclass(frozen=True, slots=True)
 class Interrupted:
     """The worker is shutting down: back to pending at once, the attempt is not counted."""
+
+    label: ClassVar[str] = "interrupted"
 
 
 Outcome = Completed | Retry | Failed | Interrupted
@@ -64,19 +75,6 @@ def _as_worker_error(error: BaseException) -> WorkerError:
     if isinstance(error, TimeoutError):
         return DeadlineExceeded()
     return WorkerError(type(error).__name__)
-
-
-_LABELS: dict[type[Outcome], str] = {
-    Completed: "completed",
-    Retry: "retry",
-    Failed: "failed",
-    Interrupted: "interrupted",
-}
-
-
-def label(outcome: Outcome) -> str:
-    """Its name in the queue, in metrics and in logs: completed, retry, failed or interrupted."""
-    return _LABELS[type(outcome)]
 
 
 def degraded(result: JsonObject) -> bool:

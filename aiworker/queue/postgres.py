@@ -23,12 +23,12 @@ from aiworker.queue.database import Database
 from aiworker.queue.errors import translated
 from aiworker.queue.looks import Floors, Walks
 from aiworker.queue.rows import (
-    array_literal,
     claimed_jobs,
     enqueued,
     in_lock_order,
     job_view,
     lease_columns,
+    number_literal,
     outcome_columns,
     queue_depth,
 )
@@ -39,7 +39,7 @@ _CANCEL = "select * from public.cancel_analysis($1, $2)"
 _DEPTH = "select * from public.analysis_queue_depth()"
 _MIGRATED = "select to_regprocedure('public.analysis_queue_depth()') is not null as migrated"
 CLAIM = """
-select id, user_id, type, input, attempts, max_attempts, deadline_in_s, waited_s, apart, place_s, looked_at_s
+select id, user_id, type, input::text, attempts, max_attempts, deadline_in_s, waited_s, apart, place_s, looked_at_s
   from public.claim_analyses($1, $2, $3, $4, $5, $6::text::float8[], $7)"""
 _RENEW = "select * from public.renew_leases($1::text::uuid[], $2::text::uuid[], $3)"
 _REPORT = "select public.report_progress($1::text::uuid[], $2::text::uuid[], $3, $4)"
@@ -184,11 +184,11 @@ class PostgresQueue:
         # asyncpg's own, for it writes and reads Python's more slowly.
         token = pgproto.UUID(uuid4().bytes)
         lease = timedelta(seconds=lease_s)
-        floors = None if self._floors.places is None else array_literal(self._floors.places)
+        floors = None if self._floors.places is None else number_literal(self._floors.places)
         rows = await self._database.fetch(CLAIM, worker_id, limit, lease, list(types), token, floors, suspects)
         jobs = claimed_jobs(rows, token)
         if rows and (looked_at_s := rows[0]["looked_at_s"]) is not None:
-            last_place = max(row["place_s"] for row in rows) if len(jobs) == limit else None
+            last_place = max([row["place_s"] for row in rows]) if len(jobs) == limit else None
             self._floors.looked(looked_at_s, last_place)
         return jobs
 

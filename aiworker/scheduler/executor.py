@@ -7,15 +7,15 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError
 
-from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, StageClock, Tools
-from aiworker.analyses.registry import ANALYSES, checked_input, find_analysis
+from aiworker.analyses.base import Analysis, AnalysisResult, Attempt, Tools
+from aiworker.analyses.registry import ANALYSES, find_analysis, read_input
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import ProviderError, WorkerError
 from aiworker.domain.job import ClaimedJob
 from aiworker.domain.messages import sentence
-from aiworker.domain.outcome import Completed, Failed, Outcome, Retry, label, outcome_of_error
+from aiworker.domain.outcome import Completed, Failed, Outcome, Retry, outcome_of_error
 from aiworker.domain.retry import RetryPolicy
 from aiworker.telemetry.logs import get_logger
 from aiworker.telemetry.metrics import Metrics
@@ -61,27 +61,26 @@ class JobExecutor:
         }
         with self._traces.span(f"job {job.type}", "consumer", about) as span:
             outcome = await self._execute(job, report)
-            span.note({"aiworker.outcome": label(outcome)})
+            span.note({"aiworker.outcome": outcome.label})
             if isinstance(outcome, Retry | Failed):
                 span.fail(outcome.error_code)
             return outcome
 
     async def _execute(self, job: ClaimedJob, report: Callable[[int, str], None]) -> Outcome:
-        clock = StageClock(report)
-        started = time.perf_counter()
+        started = time.monotonic()
+        budget = min(job.deadline_in_s if job.deadline_in_s > 0 else LATE_BUDGET_S, self._attempt_timeout_s)
+        attempt = Attempt(job.lease.job_id, self._tools, Deadline.after(budget), report)
         try:
             analysis = find_analysis(job.type, self._analyses)
-            budget = min(job.deadline_in_s if job.deadline_in_s > 0 else LATE_BUDGET_S, self._attempt_timeout_s)
-            attempt = Attempt(job.id, self._tools, Deadline.after(budget), clock)
-            result = await analysis.run(checked_input(analysis, job.input), attempt)
-            return self._completed(analysis, clock, result)
+            result = await analysis.run(read_input(analysis, job.input), attempt)
+            return self._completed(analysis, attempt, result)
         except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - the boundary: whatever else, as a panic of Rust, is an outcome
             return self.failed(job, error)
         finally:
-            self._metrics.job_seconds.observe(time.perf_counter() - started, job.type)
-            for stage, spent_ms in clock.elapsed_ms.items():
+            self._metrics.job_seconds.observe(time.monotonic() - started, job.type)
+            for stage, spent_ms in attempt.stages_ms.items():
                 self._metrics.stage_seconds.observe(spent_ms / 1000, job.type, stage)
 
     def failed(self, job: ClaimedJob, error: BaseException) -> Retry | Failed:
@@ -103,14 +102,15 @@ class JobExecutor:
         )
         return outcome
 
-    def _completed(self, analysis: Analysis, clock: StageClock, result: AnalysisResult) -> Completed | Failed:
-        if clock.elapsed_ms:
-            result.stages_ms = {stage: round(spent, 1) for stage, spent in clock.elapsed_ms.items()}
+    def _completed(self, analysis: Analysis, attempt: Attempt, result: AnalysisResult) -> Completed | Failed:
+        if attempt.stages_ms:
+            result.stages_ms = {stage: round(spent, 1) for stage, spent in attempt.stages_ms.items()}
         if result.degraded:
             self._metrics.degraded.labels(analysis.name).inc()
         shareable = analysis.sharing != "never" and not result.degraded
         try:
-            text = to_json(result, by_alias=True, inf_nan_mode="null")
+            # What `model_dump_json` calls, without making a text of its bytes.
+            text = result.__pydantic_serializer__.to_json(result, by_alias=True)
         except PydanticSerializationError:
             # Half a surrogate pair in a string, say: no other attempt would be stored either.
             return Failed(sentence(WorkerError.code), WorkerError.code)

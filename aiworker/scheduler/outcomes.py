@@ -10,7 +10,7 @@ from uuid import UUID
 
 from aiworker.domain.errors import DatabaseUnavailable, InputRejected, QueueError, WorkerError
 from aiworker.domain.messages import sentence
-from aiworker.domain.outcome import Failed, Outcome, label
+from aiworker.domain.outcome import Failed, Outcome
 from aiworker.domain.ports import JobSource
 from aiworker.scheduler.running import RunningJob, RunningJobs
 from aiworker.telemetry.logs import get_logger
@@ -136,7 +136,7 @@ class OutcomeWriter:
 
 
 def _how(running: RunningJob, outcome: Outcome, lost: frozenset[UUID]) -> str:
-    return _LEASE_LOST if lost and running.job.lease.job_id in lost else label(outcome)
+    return _LEASE_LOST if lost and running.job.lease.job_id in lost else outcome.label
 
 
 class ProgressWriter:

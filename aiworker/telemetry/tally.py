@@ -28,7 +28,8 @@ class Tally(Collector):
         self._name = name
         self._documentation = documentation
         self._labels = tuple(labels)
-        self._bounds = tuple(bounds)
+        # Of one kind with the values: a float is compared with an int much more slowly.
+        self._bounds = tuple(map(float, bounds))
         # For each combination of labels a count per bucket, the one without an upper end, and the sum.
         self._rows: dict[tuple[str, ...], list[float]] = {} if labels else {(): self._nothing()}
         registry.register(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,7 +25,7 @@ class TestOrder:
         job = await bench.claim_one()
 
         assert (job.id, job.user_id, job.type) == (job_id, USER, TEXT)
-        assert job.input == {"text": "maçã", "context": {"a": [1, 2.5, None]}}
+        assert json.loads(job.input) == {"text": "maçã", "context": {"a": [1, 2.5, None]}}
         assert (job.attempt, job.max_attempts) == (1, 3)
         assert 3 <= job.waited_s < 20
         assert job.deadline_in_s == pytest.approx(20 - job.waited_s, abs=0.001)

@@ -248,7 +248,7 @@ class MemoryQueue:
             lease=Lease(row.id, token),
             user_id=row.new.user_id,
             type=row.new.type,
-            input=row.new.input,
+            input=json.dumps(row.new.input),
             attempt=row.attempts,
             max_attempts=row.max_attempts,
             deadline_in_s=row.deadline_at - now,

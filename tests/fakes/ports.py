@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from aiworker.analyses.base import Attempt, StageClock, Tools
+from aiworker.analyses.base import Attempt, Tools
 from aiworker.domain.completion import Completion, FinishReason, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.detection import Detection, Detections
@@ -79,4 +79,4 @@ def attempt(
     report: Callable[[int, str], None] = lambda _percent, _stage: None,
 ) -> Attempt:
     tools = Tools(images or FunctionImages(), detector or FunctionDetector(detections()), model or FunctionModel())
-    return Attempt(JOB_ID, tools, Deadline.after(10), StageClock(report))
+    return Attempt(JOB_ID, tools, Deadline.after(10), report)

@@ -70,7 +70,7 @@ def job(name: str, seconds: float) -> ClaimedJob:
         lease=Lease(uuid4(), uuid4()),
         user_id=USER,
         type=name,
-        input=INPUTS[name],
+        input=json.dumps(INPUTS[name]),
         attempt=1,
         max_attempts=3,
         deadline_in_s=seconds,

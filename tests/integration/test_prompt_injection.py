@@ -23,7 +23,7 @@ from fakes.pictures import picture
 from fakes.ports import JOB_ID, FunctionDetector, FunctionImages, detections
 from pydantic import SecretStr
 
-from aiworker.analyses.base import AnalysisResult, Attempt, StageClock, Tools
+from aiworker.analyses.base import AnalysisResult, Attempt, Tools
 from aiworker.analyses.registry import ANALYSES, checked_input
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import AnswerInvalid, AnswerLeaks
@@ -85,7 +85,7 @@ async def gemini() -> AsyncIterator[FakeGemini]:
 async def run(name: str, raw: dict[str, Any], model: TextModel) -> AnalysisResult | AnswerInvalid:
     analysis = ANALYSES[name]
     tools = Tools(FunctionImages(picture()), FunctionDetector(detections(("banana", 0.9))), model)
-    given = Attempt(JOB_ID, tools, Deadline.after(30), StageClock(lambda _percent, _stage: None))
+    given = Attempt(JOB_ID, tools, Deadline.after(30), lambda _percent, _stage: None)
     try:
         return await analysis.run(checked_input(analysis, raw), given)
     except AnswerInvalid as error:

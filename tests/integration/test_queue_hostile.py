@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from fakes.queue_bench import LEASE_S, RULES, SHARED, TEXT
 
-from aiworker.analyses.registry import ANALYSES, checked_input
+from aiworker.analyses.registry import ANALYSES, read_input
 from aiworker.domain.errors import InputRejected, InputTooLarge
 from aiworker.domain.job import JobStatus, NewJob
 from aiworker.domain.outcome import Completed
@@ -63,7 +63,7 @@ async def test_an_input_that_nobody_can_read_is_handed_out_beside_the_others(
 
     assert set(claimed) == {good, bad}
     with pytest.raises(InputRejected):
-        checked_input(ANALYSES["sofia_text"], claimed[bad].input)
+        read_input(ANALYSES["sofia_text"], claimed[bad].input)
 
 
 async def test_an_input_that_is_small_here_and_huge_as_text_is_refused(queue: PostgresQueue, client: Any) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import unicodedata
+from dataclasses import replace
 from uuid import UUID
 
 import orjson
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from aiworker.analyses import sofia_image, sofia_text, unified_assistant
-from aiworker.analyses.base import Analysis
+from aiworker.analyses.base import Analysis, JobInput
 from aiworker.analyses.prompt import as_data, harmless
-from aiworker.analyses.registry import ANALYSES, checked_input, find_analysis
+from aiworker.analyses.registry import ANALYSES, checked_input, find_analysis, read_input
 from aiworker.analyses.sofia_image import SeenFood, SeenMeal, SofiaImageInput
 from aiworker.analyses.sofia_text import EatenFood, EatenMeal, SofiaTextInput
 from aiworker.analyses.unified_assistant import UnifiedAssistantInput, is_simple, persona_for
@@ -280,6 +281,29 @@ def test_every_type_has_a_name_a_version_and_a_model() -> None:
         assert analysis.name == name
         assert analysis.version
         assert analysis.slo_s > 0
+
+
+class Weighed(JobInput):
+    grams: float
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"grams": 1e400}', "input.grams: Input should be a finite number"),
+        ('{"grams": NaN}', "input.grams: Input should be a finite number"),
+        ('{"grams": 1, "x": ' + "[" * 2000 + "]" * 2000 + "}", "input: Invalid JSON: recursion limit exceeded"),
+        ('{"grams": 1', "input: Invalid JSON: EOF"),
+        ("", "input: Invalid JSON: EOF"),
+    ],
+    ids=["too large", "no number", "too deep", "cut off", "nothing"],
+)
+def test_json_that_is_no_input_is_refused_with_the_reason(text: str, problem: str) -> None:
+    weighed = replace(ANALYSES["sofia_text"], input_model=Weighed)
+    assert read_input(weighed, '{"grams": 80, "more": 1e400}') == Weighed(grams=80)
+    with pytest.raises(InputRejected) as caught:
+        read_input(weighed, text)
+    assert str(caught.value.details["fields"]).startswith(problem)
 
 
 @pytest.mark.parametrize("analysis", ANALYSES.values(), ids=lambda analysis: analysis.name)

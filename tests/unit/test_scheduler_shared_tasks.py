@@ -18,7 +18,7 @@ DONE = Completed(b"{}")
 
 
 def running(number: int) -> RunningJob:
-    return RunningJob(ClaimedJob(Lease(UUID(int=number), UUID(int=9)), UUID(int=0), "x", {}, 1, 3, 20.0, 0.0), 0.0)
+    return RunningJob(ClaimedJob(Lease(UUID(int=number), UUID(int=9)), UUID(int=0), "x", "{}", 1, 3, 20.0, 0.0), 0.0)
 
 
 class Told:
