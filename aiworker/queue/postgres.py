@@ -83,7 +83,7 @@ class PostgresQueue:
         *,
         timeout_s: float = 10.0,
         application_name: str = "aiworker",
-        connections: int = 5,
+        connections: int = 7,
         pooler: Pooler = "auto",
     ) -> None:
         connector = Connector(database_url, timeout_s=timeout_s, application_name=application_name, pooler=pooler)
@@ -184,12 +184,18 @@ class PostgresQueue:
         # asyncpg's own, for it writes and reads Python's more slowly.
         token = pgproto.UUID(uuid4().bytes)
         lease = timedelta(seconds=lease_s)
-        floors = None if self._floors.places is None else number_literal(self._floors.places)
-        rows = await self._database.fetch(CLAIM, worker_id, limit, lease, list(types), token, floors, suspects)
+        known = self._floors
+        floors = None if known.places is None else number_literal(known.places)
+        try:
+            rows = await self._database.fetch(CLAIM, worker_id, limit, lease, list(types), token, floors, suspects)
+        except BaseException:
+            # A claim beside this one passed over the rows that it held, and may say so later.
+            self._floors = Floors()
+            raise
         jobs = claimed_jobs(rows, token)
         if rows and (looked_at_s := rows[0]["looked_at_s"]) is not None:
             last_place = max([row["place_s"] for row in rows]) if len(jobs) == limit else None
-            self._floors.looked(looked_at_s, last_place)
+            known.looked(looked_at_s, last_place)
         return jobs
 
     async def renew(self, leases: Sequence[Lease], lease_s: float) -> Renewal:

@@ -30,6 +30,8 @@ class Dispatcher:
 
     A slot is free as soon as its job has worked. The lease is held until the outcome is written, and no more jobs are
     claimed while more outcomes than there are slots wait for that: a slow database slows the claims down.
+
+    While claims come back full, one is on its way as the jobs of another are begun.
     """
 
     def __init__(
@@ -60,6 +62,9 @@ class Dispatcher:
         self._poll_s = poll_s
         self._types = frozenset(types)
         self._closing = False
+        # Jobs asked for by claims that are under way.
+        self._asked = 0
+        self._full = asyncio.Event()
         self._suspect_waits = False
         self._turns = Turns.starting(time.monotonic())
         self.wake = running.stirred
@@ -67,21 +72,34 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Claims and starts jobs until `close`."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._claim_beside())
+            while not self._closing:
+                # Cleared before the claim: a notification that arrives during it makes us look again.
+                self.wake.clear()
+                if await self._claim_some():
+                    continue
+                try:
+                    async with asyncio.timeout(self._poll_s):
+                        await self.wake.wait()
+                except TimeoutError:
+                    continue
+
+    async def _claim_beside(self) -> None:
+        """The second claim. It brings no suspect: whose turn it is, the first one settles."""
         while not self._closing:
-            # Cleared before the claim: a notification that arrives during it makes us look again.
-            self.wake.clear()
-            if await self._claim_some():
-                continue
-            try:
-                async with asyncio.timeout(self._poll_s):
-                    await self.wake.wait()
-            except TimeoutError:
-                continue
+            await self._full.wait()
+            self._full.clear()
+            if (wanted := self._room()) > 0 and not self._closing:
+                await self._claim(wanted, suspects=False)
+                # The first may have found no room for what this one had asked for, and left a notification unheard.
+                self.wake.set()
 
     def close(self) -> None:
         """No more claims."""
         self._closing = True
         self.wake.set()
+        self._full.set()
 
     async def drain(self, patience_s: float) -> None:
         """Waits for running jobs, then puts the rest back without costing them an attempt."""
@@ -104,36 +122,53 @@ class Dispatcher:
 
     async def _claim_some(self) -> bool:
         """True when more may be waiting: a full batch came back, or it is a suspect's turn now."""
-        wanted = min(self._slots - self._running.working, _LARGEST_CLAIM)
-        if wanted <= 0 or self._running.unwritten > self._slots or self._must_be_alone():
+        if (wanted := self._room()) <= 0:
             return False
         suspects = self._turns.of_suspects(time.monotonic())
+        jobs = await self._claim(wanted, suspects)
+        if jobs is None:
+            return True
+        now = time.monotonic()
+        # A suspect comes alone.
+        self._turns.claimed(now, suspect=bool(jobs) and jobs[0].apart)
+        if not jobs and not suspects:
+            self._turns.nobody_else_waits(now)
+            return True
+        return len(jobs) == wanted
+
+    def _room(self) -> int:
+        """How many more jobs may be asked for."""
+        if self._running.unwritten > self._slots or self._must_be_alone():
+            return 0
+        return min(self._slots - self._running.working - self._asked, _LARGEST_CLAIM)
+
+    async def _claim(self, wanted: int, suspects: bool) -> list[ClaimedJob] | None:
+        """What there was, begun; None, after a pause, where the database did not say."""
+        self._asked += wanted
         try:
             jobs = await self._source.claim(self._worker_id, wanted, self._lease_s, self._types, suspects)
         except (QueueError, InputRejected) as error:
             self._metrics.database_up.set(0)
             _log.warning("cannot claim", exc_info=error)
             await asyncio.sleep(_DATABASE_RETRY_S)
-            return True
+            return None
+        finally:
+            self._asked -= wanted
         self._metrics.database_up.set(1)
-        now = time.monotonic()
-        # A suspect comes alone.
-        self._turns.claimed(now, suspect=bool(jobs) and jobs[0].apart)
-        self._begin(jobs, now)
-        if not jobs and not suspects:
-            self._turns.nobody_else_waits(now)
-            return True
-        return len(jobs) == wanted
+        self._begin(jobs, time.monotonic())
+        if len(jobs) == wanted:
+            self._full.set()
+        return jobs
 
     def _must_be_alone(self) -> bool:
         """Nothing is begun beside a job that may be what killed a worker, nor it beside others."""
-        if not len(self._running):
+        if not len(self._running) and not self._asked:
             self._suspect_waits = False
         return self._suspect_waits or self._running.apart
 
     def _begin(self, jobs: Sequence[ClaimedJob], now: float) -> None:
         begun = [RunningJob(job, now) for job in jobs]
-        alone = not len(self._running)
+        alone = not len(self._running) and not self._asked
         self._running.add(begun)
         if self._running.apart and not alone:
             # Back it goes, free of charge, to whoever is idle first.
@@ -143,7 +178,7 @@ class Dispatcher:
                 self._outcomes.submit(running, Interrupted())
             return
         for job in jobs:
-            self._metrics.pickup_seconds.observe(max(0.0, job.waited_s), job.type)
+            self._metrics.pickup_seconds.observe(job.waited_s if job.waited_s > 0 else 0.0, job.type)
         self._tasks.begin(begun)
 
     def _work(self, running: RunningJob) -> Awaitable[Outcome]:

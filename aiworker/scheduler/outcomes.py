@@ -19,7 +19,7 @@ from aiworker.telemetry.metrics import Metrics
 _log = get_logger("aiworker.outcomes")
 
 _LARGEST_BATCH = 200
-_WRITES = 2
+_WRITES = 3
 _DATABASE_RETRY_S = 0.5
 _PROGRESS_INTERVAL_S = 0.2
 _LEASE_LOST = "lease_lost"
@@ -29,8 +29,8 @@ Ended = tuple[RunningJob, Outcome]
 
 
 class OutcomeWriter:
-    """Takes outcomes at once, writes whatever has gathered while two writes were under way: while one waits for the
-    server's disk, or for a row that somebody holds, another goes on.
+    """Takes outcomes at once, writes whatever has gathered while three writes were under way: while one waits for the
+    server's disk, or for a row that somebody holds, the others go on.
 
     What was not taken is tried again in halves, by one write at a time and never together with what came later: a row
     that somebody holds is soon alone, and keeps others waiting no longer than it takes to find that out.

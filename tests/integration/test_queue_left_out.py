@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from aiworker.domain.errors import DatabaseUnavailable
 from aiworker.domain.job import JobType, NewJob
 from aiworker.domain.outcome import Completed
 from aiworker.queue.looks import Walks
@@ -138,3 +140,52 @@ async def entries_read(connection: Any, call: str, *arguments: Any) -> int:
         await connection.fetch(call, *arguments)
         after: int = await connection.fetchval(READ)
     return after - before
+
+
+HOLD = """
+create function hold_claims() returns trigger language plpgsql as $$
+begin
+  if new.worker_id = 'held' then
+    perform pg_advisory_xact_lock(7);
+  end if;
+  return new;
+end;
+$$;
+create trigger hold_claims before update on analysis_jobs for each row execute function hold_claims();
+select pg_advisory_lock(7)"""
+HELD = "select pid from pg_locks where locktype = 'advisory' and objid = 7 and not granted"
+
+
+async def test_of_two_claims_under_way_one_is_lost_and_its_jobs_are_there_for_the_next(
+    queues: list[PostgresQueue], other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, _ = queues
+    jobs = [await enqueue(queue) for _ in range(4)]
+    await other.execute("update analysis_jobs set place = place - interval '1 minute'")
+    await other.execute(HOLD)
+    lost = asyncio.create_task(queue.claim("held", 1, LEASE_S, [TYPE]))
+    async with asyncio.timeout(10):
+        while (pid := await other.fetchval(HELD)) is None:
+            await asyncio.sleep(0)
+    assert [job.id for job in await queue.claim("w", 1, LEASE_S, [TYPE])] == [jobs[1]]
+    # This one has passed over what the first holds, and comes back after that one is known to be lost.
+    looked, back = asyncio.Event(), asyncio.Event()
+    fetch = queue._database.fetch
+
+    async def late(*arguments: Any) -> Any:
+        rows = await fetch(*arguments)
+        looked.set()
+        await back.wait()
+        return rows
+
+    monkeypatch.setattr(queue._database, "fetch", late)
+    beside = asyncio.create_task(queue.claim("w", 1, LEASE_S, [TYPE]))
+    await looked.wait()
+    monkeypatch.undo()
+    await other.execute("select pg_terminate_backend($1)", pid)
+    with pytest.raises(DatabaseUnavailable):
+        await lost
+    back.set()
+    assert [job.id for job in await beside] == [jobs[2]]
+
+    assert [job.id for job in await queue.claim("w", 5, LEASE_S, [TYPE])] == [jobs[0], jobs[3]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +18,8 @@ from fakes.memory_queue import MemoryQueue
 from fakes.ports import FunctionDetector, FunctionImages, FunctionModel, detections
 from fakes.virtual_time import run_virtually
 
-from aiworker.analyses.base import Tools
+from aiworker.analyses.base import AnalysisResult, Attempt, JobInput, Tools
+from aiworker.analyses.registry import ANALYSES
 from aiworker.domain.completion import Completion, PromptRequest
 from aiworker.domain.deadline import Deadline
 from aiworker.domain.errors import DatabaseUnavailable, InputRejected, MediaUnavailable, QueueError
@@ -25,6 +27,7 @@ from aiworker.domain.job import ClaimedJob, JobStatus, JobType, JobView, Lease, 
 from aiworker.domain.outcome import Completed, Interrupted, Outcome
 from aiworker.domain.retry import RetryPolicy
 from aiworker.scheduler import outcomes
+from aiworker.scheduler.executor import JobExecutor
 from aiworker.scheduler.leases import LeaseKeeper
 from aiworker.scheduler.outcomes import OutcomeWriter
 from aiworker.scheduler.running import RunningJob, RunningJobs, StopReason
@@ -234,6 +237,22 @@ async def test_a_result_that_json_cannot_hold_fails_at_once() -> None:
     assert (failed.error_code, failed.attempts) == ("internal_error", 1)
 
 
+async def test_a_number_that_json_cannot_hold_is_null_in_the_result() -> None:
+    async def uncertain(_given: JobInput, _attempt: Attempt) -> AnalysisResult:
+        return AnalysisResult(cost_usd=float("nan"), stages_ms={"save": float("inf")})
+
+    analyses = {"sofia_text": replace(ANALYSES["sofia_text"], input_model=JobInput, run=uncertain)}
+    executor = JobExecutor(
+        tools(), Metrics(), policy=RetryPolicy(), attempt_timeout_s=30, cache_ttl_s=None, analyses=analyses
+    )
+    claimed = ClaimedJob(Lease(UUID(int=1), UUID(int=2)), USER, "sofia_text", "{}", 1, 3, 20.0, 0.0)
+    done = await executor.execute(claimed, lambda _percent, _stage: None)
+    assert isinstance(done, Completed)
+    assert isinstance(done.result, bytes)
+    result = json.loads(done.result)
+    assert (result["cost_usd"], result["stages_ms"]) == (None, {"save": None})
+
+
 async def test_an_attempt_that_takes_too_long_is_ended() -> None:
     queue, model = WatchedQueue(), GatedModel()
     limits = WorkerLimits("w1", 2, 30, 30, 0.05, 5, 60)
@@ -415,6 +434,137 @@ async def test_a_suspect_is_not_begun_beside_others() -> None:
             await queue.until(job_id, JobStatus.COMPLETED)
 
 
+class GatedClaims(HandingBackQueue):
+    """Each claim waits until it is let through, and says that it has come: (limit, whether it may bring a suspect)."""
+
+    def __init__(self, **rules: Any) -> None:
+        super().__init__(**rules)
+        self.come: asyncio.Queue[tuple[int, bool, asyncio.Event]] = asyncio.Queue()
+
+    async def claim(self, worker_id: str, limit: int, lease_s: float, types: Any, suspects: bool = True) -> Any:
+        through = asyncio.Event()
+        self.come.put_nowait((limit, suspects, through))
+        await through.wait()
+        return await super().claim(worker_id, limit, lease_s, types, suspects)
+
+    async def come_two(self) -> list[tuple[int, bool, asyncio.Event]]:
+        """The next two, the one that may bring a suspect last."""
+        async with asyncio.timeout(10):
+            return sorted([await self.come.get(), await self.come.get()], key=lambda claim: claim[1])
+
+    def open(self) -> None:
+        """All that have come, and all that come from now on, go through."""
+
+        async def keep_open() -> None:
+            while True:
+                (await self.come.get())[2].set()
+
+        self._opener = asyncio.create_task(keep_open())
+
+
+def ready_for_suspects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker has been there for a while."""
+    clock, calls = time.monotonic, iter([1.0])
+    monkeypatch.setattr(
+        "aiworker.scheduler.dispatcher.time", SimpleNamespace(monotonic=lambda: next(calls, None) or clock())
+    )
+
+
+async def test_while_claims_come_back_full_two_are_under_way_and_ask_for_no_more_than_there_are_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ready_for_suspects(monkeypatch)
+    queue, model = GatedClaims(), GatedModel()
+    for _ in range(130):
+        await put(queue, chat())
+    async with working(queue, tools(model), replace(LIMITS, slots=120, poll_s=3600)):
+        limit, suspects, through = await queue.come.get()
+        assert (limit, suspects) == (50, True)
+        await asyncio.sleep(0)
+        assert queue.come.empty(), "before one has come back full there is no second"
+        through.set()
+        beside, first = await queue.come_two()
+        assert sorted([beside[0], first[0]]) == [20, 50]
+        assert [beside[1], first[1]] == [False, True]
+        queue.open()
+        beside[2].set()
+        first[2].set()
+        await model.begun(120)
+        model.open.set()
+        async with asyncio.timeout(10):
+            while (await queue.depth()).pending:
+                await asyncio.sleep(0)
+    assert len(queue.taken) == len(set(queue.taken)) == 130
+
+
+async def test_a_suspect_is_not_begun_while_others_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready_for_suspects(monkeypatch)
+    now = [0.0]
+    queue, model = GatedClaims(clock=lambda: now[0]), GatedModel()
+    model.open.set()
+    for _ in range(50):
+        await put(queue, chat())
+    async with working(queue, tools(model), replace(LIMITS, slots=100, poll_s=3600)):
+        (await queue.come.get())[2].set()
+        beside, first = await queue.come_two()
+        suspect = await put(queue, replace(chat(), max_attempts=2))
+        await MemoryQueue.claim(queue, "dead", 1, 1.0, ["unified_assistant"])
+        now[0] = 2.0
+        await queue.rescue()
+        # The worker is idle, but for a claim that has not come back.
+        first[2].set()
+        async with asyncio.timeout(10):
+            while not queue.given_back:
+                await asyncio.sleep(0)
+        assert (await queue.status(suspect, None)).attempts == 1
+        other = await put(queue, chat())
+        beside[2].set()
+        queue.open()
+        for job_id in (other, suspect):
+            await queue.until(job_id, JobStatus.COMPLETED)
+    assert queue.taken.count(suspect) == 2
+
+
+class LateQueue(WatchedQueue):
+    """Its second claim, which looks at once, answers late and maybe with an error."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__()
+        self.fails = fails
+        self.looked, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def claim(self, *args: Any) -> Any:
+        second = len(self.claimed_limits) == 1
+        claimed = await super().claim(*args)
+        if second:
+            self.looked.set()
+            await self.answer.wait()
+            if self.fails:
+                raise DatabaseUnavailable("lost")
+        return claimed
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("slots", [1, 50])
+async def test_what_comes_while_the_claim_beside_has_all_the_room_is_not_left_until_the_poll(
+    slots: int, fails: bool
+) -> None:
+    queue = LateQueue(fails=fails)
+    for number in range(slots):
+        await put(queue, job(f"{number} ovos"))
+    async with working(queue, tools(), replace(LIMITS, slots=slots, poll_s=3600)):
+        async with asyncio.timeout(10):
+            await queue.looked.wait()
+            while (await queue.depth()).processing:
+                await asyncio.sleep(0)
+        late = await put(queue, job("mais um"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (await queue.status(late, None)).status is JobStatus.PENDING
+        queue.answer.set()
+        await queue.until(late, JobStatus.COMPLETED)
+
+
 async def test_a_worker_that_starts_does_not_begin_with_the_suspects() -> None:
     now = [0.0]
     queue = WatchedQueue(clock=lambda: now[0])
@@ -471,7 +621,7 @@ async def test_after_a_suspect_it_is_the_turn_of_the_others(monkeypatch: pytest.
 def test_forgetting_an_old_attempt_keeps_the_new_one() -> None:
     jobs = RunningJobs()
     lease = Lease(UUID(int=1), UUID(int=2))
-    claimed = ClaimedJob(lease, USER, "sofia_text", {}, 1, 3, 20.0, 0.0)
+    claimed = ClaimedJob(lease, USER, "sofia_text", "{}", 1, 3, 20.0, 0.0)
     old, new = RunningJob(claimed, 0.0), RunningJob(claimed, 1.0)
     jobs.add([old])
     jobs.worked()
@@ -485,7 +635,7 @@ def test_forgetting_an_old_attempt_keeps_the_new_one() -> None:
 def test_an_attempt_that_begins_here_stops_the_one_before_it() -> None:
     """Its lease was lost without a word: the database was away when it ran out, and rescue gave the job back to us."""
     jobs = RunningJobs()
-    claimed = ClaimedJob(Lease(UUID(int=1), UUID(int=2)), USER, "sofia_text", {}, 1, 3, 20.0, 0.0)
+    claimed = ClaimedJob(Lease(UUID(int=1), UUID(int=2)), USER, "sofia_text", "{}", 1, 3, 20.0, 0.0)
     old, new = RunningJob(claimed, 0.0), RunningJob(claimed, 1.0)
     jobs.add([old])
     jobs.add([new])
@@ -503,7 +653,7 @@ async def test_a_lost_lease_is_counted_as_that_and_not_as_its_outcome() -> None:
     queue, metrics = Forgetful(), Metrics()
     running = RunningJobs()
     writer = OutcomeWriter(queue, running, metrics)
-    claimed = ClaimedJob(Lease(UUID(int=1), UUID(int=2)), USER, "sofia_text", {}, 1, 3, 20.0, 0.0)
+    claimed = ClaimedJob(Lease(UUID(int=1), UUID(int=2)), USER, "sofia_text", "{}", 1, 3, 20.0, 0.0)
     writer.submit(RunningJob(claimed, 0.0), Completed({}))
     writer.close()
     await writer.run()
@@ -513,13 +663,13 @@ async def test_a_lost_lease_is_counted_as_that_and_not_as_its_outcome() -> None:
     assert metrics.registry.get_sample_value("aiworker_jobs_total", ended) is None
 
 
-async def test_two_writes_are_under_way_and_what_comes_meanwhile_is_gathered() -> None:
+async def test_three_writes_are_under_way_and_what_comes_meanwhile_is_gathered() -> None:
     class Held(WatchedQueue):
         def __init__(self) -> None:
             super().__init__()
             self.asked: list[int] = []
             self.begun = asyncio.Semaphore(0)
-            self.through = [asyncio.Event() for _ in range(3)]
+            self.through = [asyncio.Event() for _ in range(4)]
 
         async def finalise(self, outcomes: Any) -> frozenset[UUID]:
             self.asked.append(len(outcomes))
@@ -528,30 +678,32 @@ async def test_two_writes_are_under_way_and_what_comes_meanwhile_is_gathered() -
             return await super().finalise(outcomes)
 
     queue, running = Held(), RunningJobs()
-    ids = [await put(queue, job(f"{number} ovos")) for number in range(6)]
-    running.add([RunningJob(claimed, 0.0) for claimed in await queue.claim("w", 6, 30, ["sofia_text"])])
+    ids = [await put(queue, job(f"{number} ovos")) for number in range(7)]
+    running.add([RunningJob(claimed, 0.0) for claimed in await queue.claim("w", 7, 30, ["sofia_text"])])
     writer = OutcomeWriter(queue, running, Metrics())
     jobs = [running.by_id[job_id] for job_id in ids]
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         group.create_task(writer.run())
-        for one in jobs[:2]:
+        for one in jobs[:3]:
             writer.submit(one, Completed({}))
             await queue.begun.acquire()
-        for one in jobs[2:]:
+        for one in jobs[3:]:
             writer.submit(one, Completed({}))
         writer.close()
         for _ in range(5):
             await asyncio.sleep(0)
-        assert queue.asked == [1, 1]
-        # The first is held, say by a row's lock: the second ends, and all that waited go together.
+        assert queue.asked == [1, 1, 1]
+        # Two are held, say by a row's lock: the second ends, and all that waited go together.
         queue.through[1].set()
         await queue.begun.acquire()
-        assert queue.asked == [1, 1, 4]
-        queue.through[2].set()
-        for job_id in ids[1:]:
+        assert queue.asked == [1, 1, 1, 4]
+        queue.through[3].set()
+        for job_id in (ids[1], *ids[3:]):
             await queue.until(job_id, JobStatus.COMPLETED)
         queue.through[0].set()
-    assert (await queue.status(ids[0], None)).status is JobStatus.COMPLETED
+        queue.through[2].set()
+    for job_id in ids:
+        assert (await queue.status(job_id, None)).status is JobStatus.COMPLETED
     assert not running.by_id
 
 
