@@ -48,7 +48,10 @@ select public.finalise_analyses(
          $1::text::uuid[], $2::text::uuid[], $3,
          case when $4::jsonb is not null then array(select jsonb_array_elements($4)) end,
          $5, $6, $7, $8, $9) as lost"""
-_RESCUE = "select rescued, earliest_s from public.rescue_expired($1, $2, $3)"
+# How long the server worked on it: the way there and back is no reason to look at everything less often.
+_RESCUE = """
+select rescued, earliest_s, date_part('epoch', clock_timestamp() - statement_timestamp()) as took_s
+  from public.rescue_expired($1, $2, $3)"""
 _CONFIGURE = "select public.configure_analyses($1, $2, $3)"
 _PAUSE = "select public.pause_analyses($1)"
 _RESUME = "select public.resume_analyses($1)"
@@ -224,10 +227,10 @@ class PostgresQueue:
         return frozenset(row["lost"] for row in rows)
 
     async def rescue(self) -> int:
-        began = time.monotonic()
-        since = self._walks.since(began)
+        since = self._walks.since(time.monotonic())
         [row] = await self._database.fetch(_RESCUE, sentence("attempts_exhausted"), since, self._floors.places)
-        self._walks.walked(since, began, time.monotonic(), row["earliest_s"])
+        ended = time.monotonic()
+        self._walks.walked(since, ended - row["took_s"], ended, row["earliest_s"])
         rescued: int = row["rescued"]
         return rescued
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -189,3 +190,21 @@ async def test_of_two_claims_under_way_one_is_lost_and_its_jobs_are_there_for_th
     assert [job.id for job in await beside] == [jobs[2]]
 
     assert [job.id for job in await queue.claim("w", 5, LEASE_S, [TYPE])] == [jobs[0], jobs[3]]
+
+
+async def test_a_slow_way_to_the_server_is_no_reason_to_look_at_everything_less_often(
+    queues: list[PostgresQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, _ = queues
+    clock = [1000.0]
+    fetch = queue._database.fetch
+
+    async def slow(*arguments: Any) -> Any:
+        clock[0] += 0.5
+        return await fetch(*arguments)
+
+    monkeypatch.setattr("aiworker.queue.postgres.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(queue._database, "fetch", slow)
+    await queue.rescue()
+    clock[0] += 60
+    assert queue._walks.since(clock[0]) is None
