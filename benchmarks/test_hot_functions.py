@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from aiworker.analyses.registry import ANALYSES, checked_input
+from aiworker.analyses.registry import ANALYSES, checked_input, read_input
 from aiworker.analyses.sofia_image import SeenMeal
 from aiworker.domain.errors import ProviderTimeout
 from aiworker.domain.job import Lease
@@ -82,6 +82,11 @@ def test_read_a_meal_in_words(benchmark: BenchmarkFixture) -> None:
 def test_check_an_input(benchmark: BenchmarkFixture) -> None:
     body = {"message": "bom dia", "userId": str(uuid4()), "history": [{"role": "user", "content": "oi"}] * 10}
     benchmark(checked_input, ANALYSES["unified_assistant"], body)
+
+
+def test_read_an_input(benchmark: BenchmarkFixture) -> None:
+    body = {"message": "bom dia", "userId": str(uuid4()), "history": [{"role": "user", "content": "oi"}] * 10}
+    benchmark(read_input, ANALYSES["unified_assistant"], orjson.dumps(body).decode())
 
 
 def test_check_a_token(benchmark: BenchmarkFixture) -> None:

@@ -71,7 +71,7 @@ class Enqueued:
 
 
 class Lease(NamedTuple):
-    """The right to finish one attempt of one job. Every write carries both."""
+    """The right to finish one attempt of one job. Every write carries both. In order of the job's id."""
 
     job_id: UUID
     token: UUID

@@ -91,6 +91,7 @@ def outcome_columns(outcomes: Iterable[tuple[Lease, Outcome]]) -> tuple[Any, ...
     A column that nobody uses is None, and kinds where all have completed. A result that JSON cannot hold fails its own
     job, not the whole batch.
     """
+    # As in_lock_order has them.
     ordered = sorted(outcomes, key=itemgetter(0))
     ids, tokens = lease_columns([lease for lease, _ in ordered])
     kinds, results, *others = zip(*[_outcome_row(outcome) for _, outcome in ordered], strict=True)
